@@ -1,0 +1,25 @@
+"""Softmax-free attention: linear in the number of tokens, with a batched Newton pseudo-inverse."""
+
+from softattn import reference
+from softattn.attention import gaussian_attention, softmax_free_attention
+from softattn.gaussian import gaussian_kernel
+from softattn.landmarks import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler
+from softattn.module import SoftmaxFreeAttention
+from softattn.pinv import NewtonPinv, PinvInfo, newton_pinv, newton_pinv_ex
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AvgPoolLandmarks",
+    "ConvLandmarks",
+    "LandmarkSampler",
+    "NewtonPinv",
+    "PinvInfo",
+    "SoftmaxFreeAttention",
+    "gaussian_attention",
+    "gaussian_kernel",
+    "newton_pinv",
+    "newton_pinv_ex",
+    "reference",
+    "softmax_free_attention",
+]

@@ -1,0 +1,107 @@
+"""Softmax-free and exact Gaussian attention in PyTorch operations, on any device."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from softattn.gaussian import gram_block
+from softattn.precision import compute_dtype, without_autocast
+from softattn.streaming import gaussian_product, nearest_key_shift
+
+TOKEN_DENOMINATOR_FLOOR = 1e-3
+
+
+def softmax_free_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    *,
+    normalization: str,
+    pinv: Callable[[Tensor], Tensor],
+    scale: float,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    """The operator of ``softattn.softmax_free_attention``, on checked arguments."""
+    # 1. Padded tokens hold nothing, whatever was in them.
+    is_self = key is None
+    value = _blank(value, key_padding_mask)
+    key = _blank(query if key is None else key, key_padding_mask)
+    query = key if is_self else query
+    landmarks = _blank(landmarks.to(compute_dtype(query, value)), landmark_padding_mask)
+    with without_autocast(query.device):
+        # 2. A⁺, in which a padded landmark has no part.
+        gram = gram_block(landmarks, landmarks, scale)
+        inverse = _pinv_of_gram(gram, pinv, normalization, landmark_padding_mask)
+        # 3. S = P_kᵀ V, and u = P_kᵀ 1 beside it.
+        if normalization == "token":
+            ones = _blank(torch.ones_like(value[..., :1]), key_padding_mask)
+            value_and_one = torch.cat([value, ones], -1)
+            sums, _ = gaussian_product(landmarks, key, value_and_one, scale=scale)
+        else:
+            sums, _ = gaussian_product(landmarks, key, value, scale=scale)
+        # 4. O = P_q A⁺ S, for "token" over P_q A⁺ u, both with the diagonal put back.
+        weights = inverse @ sums
+        form = inverse if normalization == "token" and is_self else None
+        output, quadratic = gaussian_product(query, landmarks, weights, scale=scale, form=form)
+        if normalization == "token":
+            if quadratic is not None:
+                output = output + (1 - quadratic) * value_and_one
+            output = output[..., :-1] / output[..., -1:].clamp(min=TOKEN_DENOMINATOR_FLOOR)
+    output = output.to(value.dtype)
+    return _blank(output, key_padding_mask) if is_self else output
+
+
+def gaussian_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    *,
+    normalize: bool,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """The operator of ``softattn.gaussian_attention``, on checked arguments."""
+    is_self = key is None
+    value = _blank(value, key_padding_mask)
+    key = _blank(query if key is None else key, key_padding_mask)
+    query = key if is_self else query
+    if normalize:
+        # A query that is its own key has a row sum of at least 1; another may underflow.
+        shift = None if is_self else nearest_key_shift(query, key, scale, key_padding_mask)
+        ones = _blank(torch.ones_like(value[..., :1]), key_padding_mask)
+        sums, _ = gaussian_product(
+            query, key, torch.cat([value, ones], -1), scale=scale, shift=shift
+        )
+        denominator = sums[..., -1:]
+        output = sums[..., :-1] / denominator.masked_fill(denominator == 0, 1)
+    else:
+        output, _ = gaussian_product(query, key, value, scale=scale)
+    output = output.to(value.dtype)
+    return _blank(output, key_padding_mask) if is_self else output
+
+
+def _pinv_of_gram(
+    gram: Tensor,
+    pinv: Callable[[Tensor], Tensor],
+    normalization: str,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    """A⁺, or for "landmark" D^−½ A⁺ D^−½ with D the row sums of A."""
+    if landmark_padding_mask is not None:
+        padded = landmark_padding_mask[:, None, :, None] | landmark_padding_mask[:, None, None, :]
+        gram = torch.where(padded, torch.eye(gram.shape[-1]).to(gram), gram)
+    inverse = pinv(gram)
+    if normalization == "landmark":
+        root = gram.sum(-1, keepdim=True).rsqrt()
+        inverse = root * inverse * root.mT
+    if landmark_padding_mask is not None:
+        inverse = inverse.masked_fill(padded, 0)
+    return inverse
+
+
+def _blank(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Zeros at padded tokens, also where they held NaN."""
+    return tokens if padding_mask is None else tokens.masked_fill(padding_mask[:, None, :, None], 0)

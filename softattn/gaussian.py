@@ -1,0 +1,67 @@
+"""The Gaussian kernel between two sets of tokens, written out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softattn.precision import compute_dtype, without_autocast
+from softattn.validation import check_impl, check_scale, check_tokens
+
+
+def gaussian_kernel(
+    query: Tensor, key: Tensor, *, scale: float | None = None, impl: str = "auto"
+) -> Tensor:
+    """The block k(x, y) = exp(−s ‖x − y‖² / 2) of all pairs (SOFT, NeurIPS 2021).
+
+    Distances come from differences, not from products, so the block of a set with itself has
+    ones on its diagonal, is symmetric and is positive semidefinite up to rounding.
+
+    Args:
+        query: (batch, heads, n_q, d), floating point.
+        key: (batch, heads, n_k, d), same dtype and device.
+        scale: s, 1/√d by default.
+        impl: ``"eager"`` or ``"auto"``.
+
+    Returns:
+        (batch, heads, n_q, n_k) in float32, or float64 for float64 inputs. It does exist in
+        memory: for attention over many tokens use ``softmax_free_attention``.
+
+    Raises:
+        TypeError: a tensor is not floating point, or dtypes differ.
+        ValueError: shapes do not fit, devices differ, or ``impl`` cannot run.
+    """
+    check_impl(impl)
+    check_tokens(query=query, key=key)
+    return gram_block(query, key, check_scale(scale, query))
+
+
+def gram_block(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """``gaussian_kernel`` without the checks."""
+    dtype = compute_dtype(query, key)
+    block: Tensor = _GramBlock.apply(query.to(dtype), key.to(dtype), scale)  # type: ignore[no-untyped-call]
+    return block
+
+
+class _GramBlock(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, scale: float) -> Tensor:
+        exact = "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(query, key, compute_mode=exact)
+        return distance.mul_(distance).mul_(-scale / 2).exp_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        query, key, ctx.scale = inputs
+        ctx.save_for_backward(query, key, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        query, key, block = ctx.saved_tensors
+        with without_autocast(grad.device):
+            w = -ctx.scale * block * grad
+            dq = w.sum(-1, keepdim=True) * query - w @ key
+            dk = w.sum(-2).unsqueeze(-1) * key - w.mT @ query
+        return dq, dk, None

@@ -1,0 +1,303 @@
+"""Landmark samplers: m tokens that stand for all n."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from softattn.precision import compute_dtype
+from softattn.validation import check_choice, check_floating, check_mask
+
+
+class LandmarkSampler(nn.Module, ABC):
+    """What ``SoftmaxFreeAttention`` asks of its ``landmarks``."""
+
+    @abstractmethod
+    def forward(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Landmarks (batch, heads, m, d) of ``tokens`` (batch, heads, n, d), in their dtype.
+
+        Args:
+            tokens: in row-major order of ``grid``.
+            grid: the sizes of one, two or three grid dimensions, whose product is n; (n,) by
+                default.
+            key_padding_mask: (batch, n), True where a token is padding, which is not read.
+        """
+
+    @abstractmethod
+    def landmark_padding_mask(
+        self, grid: Sequence[int], key_padding_mask: Tensor | None
+    ) -> Tensor | None:
+        """(batch, m), True where a landmark saw padding alone; None where none can have."""
+
+
+class AvgPoolLandmarks(LandmarkSampler):
+    """Means over a partition of the tokens: a fixed number of landmarks, whatever the grid.
+
+    Along each grid dimension the tokens are cut into runs whose lengths differ by one at most. A
+    padded sequence is cut as if its padding were not there; on a map each mean is over what is not
+    padding in its cell.
+
+    Args:
+        num_landmarks: m, shared out over the dimensions of a map close to its aspect ratio (49
+            over a square is 7 × 7, and over 2 : 1 it is 9 × 5), or one number for each dimension.
+            There are never more landmarks than tokens along a dimension.
+    """
+
+    def __init__(self, num_landmarks: int | Sequence[int] = 49) -> None:
+        super().__init__()
+        sizes = (num_landmarks,) if isinstance(num_landmarks, int) else tuple(num_landmarks)
+        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise ValueError(
+                "num_landmarks must be a positive int or one for each grid dimension, got "
+                f"{num_landmarks!r}"
+            )
+        self.num_landmarks = num_landmarks if isinstance(num_landmarks, int) else sizes
+
+    def forward(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """See ``LandmarkSampler.forward``."""
+        grid = _check_tokens_on_grid(tokens, grid, key_padding_mask)
+        bins = self.bins(grid)
+        dtype = compute_dtype(tokens)
+        if key_padding_mask is None:
+            pooled = _mean_of_cells(tokens, grid, bins, dtype)
+        elif len(grid) == 1:
+            pooled = _mean_of_runs(tokens, bins[0], key_padding_mask, dtype)
+        else:
+            padding = key_padding_mask[:, None, :, None]
+            share = _mean_of_cells((~padding).to(dtype), grid, bins, dtype)
+            total = _mean_of_cells(tokens.masked_fill(padding, 0), grid, bins, dtype)
+            pooled = total / share.masked_fill(share == 0, 1)
+        return pooled.to(tokens.dtype)
+
+    def landmark_padding_mask(
+        self, grid: Sequence[int], key_padding_mask: Tensor | None
+    ) -> Tensor | None:
+        """See ``LandmarkSampler.landmark_padding_mask``."""
+        if key_padding_mask is None:
+            return None
+        bins = self.bins(grid)
+        if len(grid) == 1:
+            tokens_left = (~key_padding_mask).sum(-1, keepdim=True)
+            return torch.arange(bins[0], device=key_padding_mask.device) >= tokens_left
+        unpadded = (~key_padding_mask).float()[:, None, :, None]
+        return (_mean_of_cells(unpadded, grid, bins, torch.float32) == 0)[:, 0, :, 0]
+
+    def bins(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """The number of landmarks along each dimension of ``grid``."""
+        if isinstance(self.num_landmarks, int):
+            return _split_by_aspect(self.num_landmarks, tuple(grid))
+        if len(self.num_landmarks) != len(grid):
+            raise ValueError(
+                f"num_landmarks={self.num_landmarks} has {len(self.num_landmarks)} dimensions and "
+                f"the grid {tuple(grid)} has {len(grid)}; give one number for each, or an int"
+            )
+        return tuple(map(min, self.num_landmarks, grid))
+
+    def extra_repr(self) -> str:
+        """The number of landmarks."""
+        return f"num_landmarks={self.num_landmarks}"
+
+
+class ConvLandmarks(LandmarkSampler):
+    """The published landmarks: strided convolution, LayerNorm, GELU, on each head's own map.
+
+    The convolution has no bias and one filter bank for all heads. Its count of landmarks grows
+    with the grid, so that attention through it is linear only per landmark.
+
+    The papers divide queries and keys by d^¼ before anything else. Here the scale of the kernel
+    does that, and so landmarks, whose size LayerNorm sets, are multiplied by d^¼.
+
+    Args:
+        head_dim: d, features of a head.
+        stride: the size of the convolution's cells: an int for maps of two dimensions, or one int
+            for each of one, two or three dimensions.
+        remainder: what happens where the stride does not divide the grid: ``"pad"`` with zeros at
+            the end, ``"error"``, or ``"crop"``, which leaves the last tokens without a landmark as
+            the authors' code does.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        stride: int | Sequence[int],
+        *,
+        remainder: str = "pad",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+        if not 1 <= len(self.stride) <= 3 or min(self.stride) < 1:
+            raise ValueError(f"stride must be one to three positive ints, got {stride!r}")
+        check_choice("remainder", remainder, ("pad", "error", "crop"))
+        self.remainder = remainder
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(self.stride) - 1]
+        self.conv: nn.Conv1d | nn.Conv2d | nn.Conv3d = convolution(
+            head_dim,
+            head_dim,
+            kernel_size=self.stride,  # type: ignore[arg-type]
+            stride=self.stride,  # type: ignore[arg-type]
+            bias=False,
+            device=device,
+            dtype=dtype,
+        )
+        self.norm = nn.LayerNorm(head_dim, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """See ``LandmarkSampler.forward``."""
+        grid = _check_tokens_on_grid(tokens, grid, key_padding_mask)
+        batch, _, _, d = tokens.shape
+        if key_padding_mask is not None:
+            tokens = tokens.masked_fill(key_padding_mask[:, None, :, None], 0)
+        maps = rearrange(tokens, "b h n d -> (b h) d n").unflatten(-1, grid)
+        cells = self.conv(self._divisible(maps)) * d**-0.25
+        cells = rearrange(cells.flatten(2), "(b h) d m -> b h m d", b=batch)
+        landmarks: Tensor = nn.functional.gelu(self.norm(cells)) * d**0.25
+        return landmarks.to(tokens.dtype)
+
+    def landmark_padding_mask(
+        self, grid: Sequence[int], key_padding_mask: Tensor | None
+    ) -> Tensor | None:
+        """See ``LandmarkSampler.landmark_padding_mask``."""
+        if key_padding_mask is None:
+            return None
+        unpadded = (~key_padding_mask).float().unsqueeze(1).unflatten(-1, tuple(grid))
+        pool = (nn.functional.max_pool1d, nn.functional.max_pool2d, nn.functional.max_pool3d)
+        seen: Tensor = pool[len(grid) - 1](self._divisible(unpadded), self.stride)
+        return seen.flatten(1) == 0
+
+    def extra_repr(self) -> str:
+        """The treatment of a remainder; the convolution tells the rest."""
+        return f"remainder={self.remainder!r}"
+
+    def _divisible(self, maps: Tensor) -> Tensor:
+        """Maps (batch, channels, *grid) whose grid the stride divides or may crop."""
+        grid = tuple(maps.shape[2:])
+        if len(grid) != len(self.stride):
+            raise ValueError(
+                f"stride={self.stride} is for grids of {len(self.stride)} dimensions, got the grid "
+                f"{grid}; give one stride for each dimension"
+            )
+        excess = [-size % stride for size, stride in zip(grid, self.stride, strict=True)]
+        if any(excess) and self.remainder == "error":
+            raise ValueError(
+                f"stride={self.stride} does not divide the grid {grid}; pad the tokens, or use "
+                "remainder='pad'"
+            )
+        if self.remainder != "pad":
+            return maps
+        return nn.functional.pad(maps, [side for e in reversed(excess) for side in (0, e)])
+
+
+def check_grid(grid: Sequence[int] | None, n: int) -> tuple[int, ...]:
+    """The grid of n tokens, (n,) where none is given.
+
+    Raises:
+        ValueError: not one to three dimensions, or a product that is not n.
+    """
+    sizes = (n,) if grid is None else tuple(grid)
+    if not 1 <= len(sizes) <= 3:
+        raise ValueError(f"grid must have one, two or three dimensions, got {sizes}")
+    if math.prod(sizes) != n:
+        raise ValueError(
+            f"grid {sizes} holds {math.prod(sizes)} tokens, got {n} tokens (prefix tokens are not "
+            "in the grid: num_prefix_tokens says how many there are)"
+        )
+    return sizes
+
+
+def _check_tokens_on_grid(
+    tokens: Tensor, grid: Sequence[int] | None, key_padding_mask: Tensor | None
+) -> tuple[int, ...]:
+    check_floating("tokens", tokens)
+    if tokens.ndim != 4:
+        raise ValueError(
+            f"tokens must be (batch, heads, tokens, d), got shape {tuple(tokens.shape)}"
+        )
+    batch, _, n, _ = tokens.shape
+    check_mask("key_padding_mask", key_padding_mask, (batch, n), tokens.device)
+    return check_grid(grid, n)
+
+
+@lru_cache
+def _split_by_aspect(count: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """At most ``count`` cells, close to it in number and to the grid in aspect."""
+    if 0 in grid:
+        return tuple(min(1, size) for size in grid)
+
+    def splits() -> list[tuple[int, ...]]:
+        leading = product(*(range(1, min(size, count) + 1) for size in grid[:-1]))
+        used = ((sizes, math.prod(sizes)) for sizes in leading)
+        return [(*sizes, min(grid[-1], count // area)) for sizes, area in used if area <= count]
+
+    def mismatch(sizes: tuple[int, ...]) -> float:
+        cells = [math.log(size / bins) for size, bins in zip(grid, sizes, strict=True)]
+        elongation = max(cells) - min(cells)
+        return elongation + math.log(count / math.prod(sizes))
+
+    return min(splits(), key=mismatch)
+
+
+def _mean_of_cells(
+    tokens: Tensor, grid: Sequence[int], bins: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """(batch, heads, n, d) → (batch, heads, m, d): means over the cells of a partition."""
+    maps = tokens.unflatten(2, tuple(grid))
+    for dim, count in enumerate(bins, start=2):
+        maps = _mean_of_even_runs(maps, dim, count, dtype)
+    return maps.flatten(2, 1 + len(grid))
+
+
+def _mean_of_even_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Means over ``count`` runs along ``dim``: the first n mod count are one longer."""
+    if count == 0:
+        return x.to(dtype)
+    length, longer = divmod(x.shape[dim], count)
+    head = x.narrow(dim, 0, longer * (length + 1)).unflatten(dim, (longer, length + 1))
+    tail = x.narrow(dim, longer * (length + 1), (count - longer) * length)
+    tail = tail.unflatten(dim, (count - longer, length))
+    return torch.cat([part.mean(dim + 1, dtype=dtype) for part in (head, tail)], dim)
+
+
+def _mean_of_runs(tokens: Tensor, count: int, padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same for sequences, each cut as if its padding were not there; short ones end in 0."""
+    batch, heads, _, d = tokens.shape
+    rank = (~padding).cumsum(-1) - 1
+    tokens_left = (~padding).sum(-1, keepdim=True)
+    runs = tokens_left.clamp(max=count)
+    length = tokens_left // runs.clamp(min=1)
+    longer = tokens_left - length * runs
+    border = longer * (length + 1)
+    run = torch.where(
+        rank < border,
+        rank.clamp(min=0) // (length + 1),
+        longer + (rank - border).clamp(min=0) // length.clamp(min=1),
+    )
+    # Padding goes to a run of its own past the end.
+    run = run.masked_fill(padding, count)[:, None, :, None].expand(-1, heads, -1, d)
+    sums = tokens.new_zeros(batch, heads, count + 1, d, dtype=dtype)
+    sums = sums.scatter_add(2, run, tokens.to(dtype))[:, :, :count]
+    sizes = length + (torch.arange(count, device=padding.device) < longer).long()
+    return sums / sizes.clamp(min=1)[:, None, :, None]

@@ -1,0 +1,72 @@
+"""The oracles: attention written as in the papers, in O(n²) or with whole blocks, to be read.
+
+They check nothing, spare nothing and share no code with what they are the truth for.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def gaussian_kernel(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:
+    """k(x, y) = exp(−s ‖x − y‖² / 2), s = 1/√d: (..., n_q, d), (..., n_k, d) → (..., n_q, n_k)."""
+    s = query.shape[-1] ** -0.5 if scale is None else scale
+    distance = torch.cdist(query, key, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.exp(-s * distance.square() / 2)
+
+
+def gaussian_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    normalize: bool = False,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """k(Q, K) V, or the same over the row sums of k(Q, K), without the padded keys.
+
+    Shapes (batch, heads, n_q, d), (batch, heads, n_k, d), (batch, heads, n_k, d_v) and
+    (batch, n_k) → (batch, heads, n_q, d_v).
+    """
+    kernel = gaussian_kernel(query, key, scale)
+    if key_padding_mask is not None:
+        kernel = kernel.masked_fill(key_padding_mask[:, None, None, :], 0)
+    if normalize:
+        kernel = kernel / kernel.sum(-1, keepdim=True)
+    return torch.einsum("bhij,bhjd->bhid", kernel, value)
+
+
+def softmax_free_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    *,
+    normalization: str = "landmark",
+    ridge: float = 0.01,
+    scale: float | None = None,
+    inverse: Callable[[Tensor], Tensor] = torch.linalg.inv,
+) -> Tensor:
+    """Softmax-free attention through landmarks, with every block written out.
+
+    Shapes as in ``softattn.softmax_free_attention``; ``key=None`` is self-attention.
+    """
+    # 1. The three blocks of the Nyström factorisation.
+    p_q = gaussian_kernel(query, landmarks, scale)
+    p_k = gaussian_kernel(query if key is None else key, landmarks, scale)
+    a = gaussian_kernel(landmarks, landmarks, scale)
+    # 2. A⁺, scaled on both sides by the row sums of A for "landmark".
+    a_pinv = inverse(a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
+    if normalization == "landmark":
+        d = a.sum(-1)
+        a_pinv = torch.einsum("bhi,bhij,bhj->bhij", d**-0.5, a_pinv, d**-0.5)
+    # 3. The approximated n × n matrix.
+    kernel = torch.einsum("bhim,bhml,bhjl->bhij", p_q, a_pinv, p_k)
+    # 4. For "token" the exact diagonal, then rows that sum to 1.
+    if normalization == "token":
+        if key is None:
+            kernel = kernel - torch.diag_embed(kernel.diagonal(dim1=-2, dim2=-1) - 1)
+        kernel = kernel / kernel.sum(-1, keepdim=True)
+    return torch.einsum("bhij,bhjd->bhid", kernel, value)

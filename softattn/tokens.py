@@ -1,0 +1,85 @@
+"""A batch of tokens in the order that the layer works in: prefix, then grid, then padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softattn.landmarks import check_grid
+from softattn.validation import check_mask
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokens on a grid, with zeros for padding and, in a sequence, the padding moved to the end.
+
+    features: (batch, n, embed_dim).
+    grid: sizes whose product is n − num_prefix_tokens.
+    padding: (batch, n), True where a token is padding, or None.
+    order: (batch, n), where each token of the sequence came from, or None if none has moved.
+    """
+
+    features: Tensor
+    grid: tuple[int, ...]
+    num_prefix_tokens: int
+    padding: Tensor | None
+    order: Tensor | None
+
+    @property
+    def grid_padding(self) -> Tensor | None:
+        """The padding (batch, n − num_prefix_tokens) of the grid."""
+        return None if self.padding is None else self.padding[:, self.num_prefix_tokens :]
+
+    def restore(self, output: Tensor) -> Tensor:
+        """Puts what was made of the tokens, (batch, n, …), back in their places, 0 for padding."""
+        if self.padding is not None:
+            output = output.masked_fill(self.padding.unsqueeze(-1), 0)
+        if self.order is None:
+            return output
+        return output.gather(1, self.order.argsort(-1).unsqueeze(-1).expand_as(output))
+
+
+def arrange_tokens(
+    x: Tensor,
+    grid: Sequence[int] | None,
+    key_padding_mask: Tensor | None,
+    num_prefix_tokens: int,
+) -> TokenBatch:
+    """Makes a ``TokenBatch`` of (batch, n, embed_dim) or (batch, *grid, embed_dim).
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: the grid, the mask or the prefix do not fit ``x``.
+    """
+    if x.ndim > 3:
+        if grid is not None and tuple(grid) != tuple(x.shape[1:-1]):
+            raise ValueError(
+                f"grid {tuple(grid)} is not that of the map {tuple(x.shape)}; leave it out"
+            )
+        if num_prefix_tokens:
+            raise ValueError(
+                "a map (batch, *grid, embed_dim) has no place for prefix tokens; give (batch, "
+                "tokens, embed_dim) and grid=... with num_prefix_tokens"
+            )
+        grid = x.shape[1:-1]
+        if key_padding_mask is not None and key_padding_mask.shape == x.shape[:-1]:
+            key_padding_mask = key_padding_mask.flatten(1)
+    x = x.flatten(1, -2)
+    batch, n, _ = x.shape
+    if not 0 <= num_prefix_tokens <= n:
+        raise ValueError(
+            f"num_prefix_tokens must lie between 0 and the {n} tokens, got {num_prefix_tokens}"
+        )
+    grid = check_grid(grid, n - num_prefix_tokens)
+    check_mask("key_padding_mask", key_padding_mask, (batch, n), x.device)
+    order = None
+    if key_padding_mask is not None:
+        if len(grid) == 1:
+            at_end = key_padding_mask.int()
+            at_end[:, :num_prefix_tokens] = -1
+            order = at_end.argsort(dim=-1, stable=True)
+            key_padding_mask = key_padding_mask.gather(1, order)
+            x = x.gather(1, order.unsqueeze(-1).expand_as(x))
+        x = x.masked_fill(key_padding_mask.unsqueeze(-1), 0)
+    return TokenBatch(x, grid, num_prefix_tokens, key_padding_mask, order)

@@ -1,0 +1,119 @@
+"""Checks of what callers hand in: what was expected, what came, what to do."""
+
+import math
+
+import torch
+from torch import Tensor
+
+NORMALIZATIONS = ("none", "landmark", "token")
+IMPLEMENTATIONS = ("auto", "eager", "triton")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_impl(impl: str) -> None:
+    """Raises ValueError where ``impl`` is unknown or cannot run."""
+    check_choice("impl", impl, IMPLEMENTATIONS)
+    if impl == "triton":
+        raise ValueError(
+            "impl='triton' was asked for, but this version of softattn has no Triton kernels yet; "
+            "use impl='eager', or 'auto' to get the fastest that runs"
+        )
+
+
+def check_causal(is_causal: bool) -> None:
+    """Raises ValueError where causal attention is asked for."""
+    if is_causal:
+        raise ValueError(
+            "causal attention is not offered: a landmark is pooled over the whole sequence, so "
+            "every token would see the future through it; use is_causal=False"
+        )
+
+
+def check_scale(scale: float | None, query: Tensor) -> float:
+    """The scale of the squared distance, 1/√d where none is given."""
+    if scale is None:
+        return 1 / math.sqrt(max(query.shape[-1], 1))
+    if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive finite number or None, got {scale!r}")
+    return float(scale)
+
+
+def check_floating(name: str, tensor: object) -> None:
+    """Raises TypeError unless ``tensor`` is a tensor of real floating-point numbers."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be floating point (float64, float32, bfloat16 or float16), got "
+            f"{tensor.dtype}; convert it, for example with .float()"
+        )
+
+
+def check_tokens(**tensors: Tensor) -> None:
+    """Checks (batch, heads, tokens, d) tensors that meet in one kernel."""
+    check_alike(**tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 4:
+            raise ValueError(f"{name} must be (batch, heads, tokens, features), got shape {shape}")
+    if len({(shape[0], shape[1], shape[3]) for shape in shapes.values()}) > 1:
+        raise ValueError(
+            f"{_listed(list(shapes))} must agree in batch, heads and features, got shapes "
+            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        )
+
+
+def check_alike(**tensors: Tensor) -> None:
+    """Checks that all are floating point, of one dtype, on one device."""
+    for name, tensor in tensors.items():
+        check_floating(name, tensor)
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        raise TypeError(
+            f"{_listed(list(tensors))} must have one dtype, got "
+            + ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+            + "; convert them to one, for example with .to(query.dtype)"
+        )
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        raise ValueError(
+            f"{_listed(list(tensors))} must be on one device, got "
+            + ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        )
+
+
+def check_values(value: Tensor, key: Tensor) -> None:
+    """Checks that every key has its value."""
+    check_alike(key=key, value=value)
+    if value.ndim != 4 or value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            "value must be (batch, heads, tokens, d_v) with the batch, heads and tokens of the "
+            f"keys, {tuple(key.shape[:3])}; got shape {tuple(value.shape)}"
+        )
+
+
+def check_mask(
+    name: str, mask: Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Checks a padding mask of a given shape."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"{name} must be a bool tensor, True where a token is padding, got {kind}; an additive "
+            "mask becomes one by (mask < 0)"
+        )
+    if tuple(mask.shape) != shape:
+        raise ValueError(
+            f"{name} must be (batch, tokens) = {shape}, got shape {tuple(mask.shape)}"
+        )
+    if mask.device != device:
+        raise ValueError(f"{name} must be on {device} as the tokens are, got {mask.device}")
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
