@@ -1,0 +1,71 @@
+"""The machine and the versions that a measurement was made with."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import softattn
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a number must be read with."""
+
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    cpus: int
+    torch: str
+    softattn: str
+    python: str
+    system: str
+    cuda: str | None
+    float32_matmul_precision: str
+
+    def line(self) -> str:
+        """The line that stands under every figure."""
+        threads = f" · {self.threads} threads" if self.device == "cpu" else f" · CUDA {self.cuda}"
+        return (
+            f"{self.device_name}{threads} · {self.dtype} · torch {self.torch} · "
+            f"softattn {self.softattn}"
+        )
+
+
+def describe_environment(device: str, dtype: str) -> Environment:
+    """The environment of measurements on ``device`` in ``dtype``."""
+    return Environment(
+        device=device,
+        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        dtype=dtype,
+        threads=torch.get_num_threads(),
+        cpus=os.cpu_count() or 1,
+        torch=torch.__version__,
+        softattn=softattn.__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cuda=torch.version.cuda if device == "cuda" else None,
+        float32_matmul_precision=torch.get_float32_matmul_precision(),
+    )
+
+
+def memory_bytes(device: str) -> int:
+    """The memory of the device, in a container its limit."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return physical if text == "max" else min(physical, int(text))
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,55 @@
+"""How figures look: one set of colours, sizes and a line that says where the numbers come from."""
+
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+# Okabe and Ito's palette, which the colour-blind can tell apart.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+}
+
+
+def figure_with_panels(
+    rows: int, columns: int, *, size: tuple[float, float], share: bool = False
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure and its panels, row by row; ``share`` gives all panels one pair of axes."""
+    pyplot.rcParams.update(_STYLE)
+    figure, panels = pyplot.subplots(
+        rows, columns, figsize=size, squeeze=False, sharex=share, sharey=share, layout="constrained"
+    )
+    return figure, [list(row) for row in panels]
+
+
+def name_ticks(panel: Axes, positions: Sequence[float], labels: Sequence[str]) -> None:
+    """Puts ticks on the horizontal axis at ``positions`` and nowhere else."""
+    panel.xaxis.set_major_locator(FixedLocator(list(positions)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xticks(list(positions), list(labels))
+
+
+def head_and_foot(figure: Figure, title: str, foot: str) -> None:
+    """The title above the panels, and the line on device and versions below them."""
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel(foot, fontsize=8, color="#555555")

@@ -1,0 +1,42 @@
+"""SOFT as its paper states it (NeurIPS 2021), written directly in PyTorch.
+
+What one writes who reads the paper and does not have this package: the n × m block once, in
+memory, and autograd for the rest.
+"""
+
+import torch
+from torch import Tensor
+
+RIDGE = 0.01
+NEWTON_STEPS = 20
+
+
+def soft_attention(query: Tensor, value: Tensor, landmarks: Tensor) -> Tensor:
+    """O = P A⁺ Pᵀ V: (b, h, n, d), (b, h, n, d_v), (b, h, m, d) → (b, h, n, d_v)."""
+    # 1. Queries, which are the keys too, over d^¼.
+    root = query.shape[-1] ** 0.25
+    query, landmarks = query / root, landmarks / root
+    # 2. The two blocks of the kernel.
+    p = gaussian(query, landmarks)
+    a = gaussian(landmarks, landmarks)
+    # 3. A⁺ by Newton's iteration.
+    a_pinv = newton_inverse(a.to(torch.promote_types(a.dtype, torch.float32))).to(a.dtype)
+    # 4. From the right, so that nothing n × n appears.
+    return p @ (a_pinv @ (p.mT @ value))
+
+
+def gaussian(x: Tensor, y: Tensor) -> Tensor:
+    """exp(−‖x − y‖² / 2), with ‖x − y‖² = x² + y² − 2 x y."""
+    x2 = x.square().sum(-1).unsqueeze(-1)
+    y2 = y.square().sum(-1).unsqueeze(-2)
+    return torch.exp(-(x2 + y2 - 2 * x @ y.mT) / 2)
+
+
+def newton_inverse(a: Tensor) -> Tensor:
+    """20 steps A_k+1 = 2 A_k − A_k A A_k from α A, α = 1.8 / ‖A‖₁², on A + 0.01 I."""
+    alpha = 1.8 / torch.linalg.matrix_norm(a, ord=1).square()[..., None, None]
+    a = a + RIDGE * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    inverse = alpha * a
+    for _ in range(NEWTON_STEPS):
+        inverse = 2 * inverse - inverse @ a @ inverse
+    return inverse

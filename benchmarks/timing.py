@@ -1,0 +1,104 @@
+"""Times of rivals that take turns, so that a machine's moods fall on all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.utils.benchmark import Timer
+
+_SECONDS_PER_ROUND = 0.2
+# A round of a slow call runs it twice: once to choose the size of a block, once to measure it.
+_LEAST_CALLS_PER_ROUND = 2
+# The warm-up, and one round.
+LEAST_CALLS = 1 + _LEAST_CALLS_PER_ROUND
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, the median of each round it took part in."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.rounds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and third quartile over the rounds."""
+        if len(self.rounds) < 2:
+            return self.median, self.median
+        first, _, third = statistics.quantiles(self.rounds, n=4, method="inclusive")
+        return first, third
+
+    def relative_spread(self) -> float:
+        """The interquartile range over the median."""
+        first, third = self.quartiles
+        return (third - first) / self.median
+
+
+@dataclass(frozen=True)
+class WarmCall:
+    """A call that has run before, and the seconds it then took."""
+
+    call: Callable[[], object]
+    seconds: float
+
+
+def warm_up(call: Callable[[], object], device: str) -> WarmCall:
+    """Runs a call once."""
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return WarmCall(call, time.perf_counter() - start)
+
+
+def time_in_turns(
+    calls: Mapping[str, WarmCall],
+    *,
+    rounds: int,
+    seconds: float,
+    done: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing]:
+    """Times every call in rounds A B C, A B C, …
+
+    Args:
+        calls: what to time.
+        rounds: how many; a slow call takes part in the first of them only, in one at least.
+        seconds: what one call may take in all, its warm-up included, unless one round takes longer.
+        done: told the name of each call after its last round.
+    """
+    turns = {
+        name: min(max(int((seconds / call.seconds - 1) / _LEAST_CALLS_PER_ROUND), 1), rounds)
+        for name, call in calls.items()
+    }
+    medians: dict[str, list[float]] = {name: [] for name in calls}
+    block_seconds = min(_SECONDS_PER_ROUND, seconds / rounds / 2)
+    for turn in range(rounds):
+        for name in (name for name in calls if turn < turns[name]):
+            timer = Timer(
+                "call()", globals={"call": calls[name].call}, num_threads=torch.get_num_threads()
+            )
+            medians[name].append(timer.blocked_autorange(min_run_time=block_seconds).median)
+            if turn + 1 == turns[name]:
+                done(name)
+    return {name: Timing(tuple(values)) for name, values in medians.items()}
+
+
+def paired_ratio(numerator: Timing, denominator: Timing) -> float:
+    """The median over rounds of the ratio within a round."""
+    pairs = zip(numerator.rounds, denominator.rounds, strict=False)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes read and written per second by a copy too large for any cache."""
+    source = torch.ones(2**30 if device == "cuda" else 2**28, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    copy = warm_up(lambda: target.copy_(source), device)
+    timing = time_in_turns({"copy": copy}, rounds=5, seconds=5)
+    return 2 * source.numel() / timing["copy"].median

@@ -1,0 +1,1 @@
+"""Triton kernels, installed as ``softattn.kernels``. This version ships none yet."""

@@ -1,0 +1,36 @@
+"""The one assertion about numbers: an error budget drawn from the data."""
+
+import torch
+from torch import Tensor
+
+
+def assert_within_budget(
+    actual: Tensor, truth: Tensor, *, baseline: Tensor, magnitude: Tensor | float | None = None
+) -> None:
+    """Asserts that ``actual`` errs at most twice as much as ``baseline``, plus rounding.
+
+    Args:
+        actual: what is tested.
+        truth: the same in float64.
+        baseline: the same by the plain formula in the dtype of ``actual``.
+        magnitude: size of the terms that cancel on the way, by default that of ``truth``. The
+            rounding band is 16 ε of it, with ε that of the arithmetic (float32 for half precision),
+            and 16 ε of the largest entry of ``truth``, with ε that of the result.
+    """
+    assert actual.dtype == baseline.dtype, f"dtype {actual.dtype}, expected {baseline.dtype}"
+    assert actual.shape == truth.shape, f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert actual.shape == baseline.shape
+    assert torch.isfinite(truth).all(), "the truth itself is not finite"
+    if truth.numel() == 0:
+        return
+    assert torch.isfinite(actual).all(), "not finite where the truth is"
+    error = (actual.double() - truth).abs().amax()
+    allowed = (baseline.double() - truth).abs().amax()
+    size = truth.abs().amax()
+    terms = size if magnitude is None else torch.as_tensor(magnitude).double().abs().amax()
+    arithmetic = torch.finfo(torch.promote_types(actual.dtype, torch.float32)).eps
+    band = 16 * (arithmetic * terms + torch.finfo(actual.dtype).eps * size)
+    assert error <= 2 * allowed + band, (
+        f"error {error:.3g} is over the budget: twice the plain formula's {allowed:.3g} and a "
+        f"rounding band of {band:.3g}"
+    )

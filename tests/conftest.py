@@ -1,0 +1,34 @@
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from softattn import streaming
+
+settings.register_profile(
+    "ci",
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "wide", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="module", params=["one tile", "many tiles"])
+def tiles(request):
+    """Runs a module's tests with the kernel in one tile, and cut into tiles of a few tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "many tiles":
+            patch.setattr(streaming, "_TILE_ELEMENTS", 8)
+            patch.setattr(streaming, "_SHORT_SIDE", 4)
+            patch.setattr(streaming, "_LEAST_LONG_SIDE", 3)
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,127 @@
+"""Attention problems for Hypothesis: shapes, dtypes, scales, masks, landmarks and seeds."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from softattn import reference
+from torch import Tensor
+
+NORMALIZATIONS = ("none", "landmark", "token")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of one call; ``key`` is None in self-attention."""
+
+    query: Tensor
+    key: Tensor | None
+    value: Tensor
+    landmarks: Tensor
+    normalization: str
+    scale: float | None
+
+    @property
+    def keys(self) -> Tensor:
+        return self.query if self.key is None else self.key
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        present = (self.query, self.key, self.value, self.landmarks)
+        return tuple(t for t in present if t is not None)
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        return self.map(lambda t: t.to(dtype))
+
+    def map(self, function) -> "Problem":
+        return replace(
+            self,
+            query=function(self.query),
+            key=None if self.key is None else function(self.key),
+            value=function(self.value),
+            landmarks=function(self.landmarks),
+        )
+
+    def solve(self, attention, **options) -> Tensor:
+        """What ``attention`` answers, given the problem's arguments."""
+        return attention(
+            self.query,
+            self.key,
+            self.value,
+            self.landmarks,
+            normalization=self.normalization,
+            scale=self.scale,
+            **options,
+        )
+
+    def truth(self) -> Tensor:
+        return self.to(torch.float64).solve(reference.softmax_free_attention)
+
+    def plain(self) -> Tensor:
+        """The formula as written, in the problem's dtype; half precision rounds at the end."""
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        return self.to(wide).solve(reference.softmax_free_attention).to(self.query.dtype)
+
+    def magnitude(self) -> Tensor:
+        """The largest sum of terms that cancel in the answer, |P_q| |A⁺| |P_k|ᵀ |V|."""
+        absolute = replace(
+            self.to(torch.float64),
+            value=self.value.double().abs(),
+            normalization="none" if self.normalization == "token" else self.normalization,
+        )
+        return absolute.solve(
+            reference.softmax_free_attention, inverse=lambda a: torch.linalg.inv(a).abs()
+        )
+
+
+def normal(*shape: int, seed: int, spread: float = 1.0, dtype=torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (spread * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+seeds = st.integers(0, 2**32 - 1)
+spreads = st.sampled_from([1e-3, 0.1, 0.5, 1.0, 3.0])
+
+
+@st.composite
+def problems(
+    draw,
+    dtypes=(torch.float64,),
+    normalizations=NORMALIZATIONS,
+    cross=st.booleans(),
+    tokens=st.integers(0, 14),
+    scales=st.sampled_from([None, 0.05, 1.0]),
+):
+    """Problems whose landmarks are tokens, points of their own, or all nearly equal."""
+    batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    n_q, m = draw(tokens), draw(st.integers(1, 6))
+    d, d_v = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    seed, spread = draw(seeds), draw(spreads)
+    crossed = draw(cross)
+    n_k = draw(tokens) if crossed else n_q
+    query = normal(batch, heads, n_q, d, seed=seed, spread=spread)
+    key = normal(batch, heads, n_k, d, seed=seed + 1, spread=spread) if crossed else None
+    keys = query if key is None else key
+    kind = draw(st.sampled_from(["tokens", "points", "collapsed"]))
+    if kind == "tokens" and n_k >= m:
+        landmarks = keys[:, :, :m].clone()
+    else:
+        near = 1e-3 if kind == "collapsed" else spread
+        landmarks = normal(batch, heads, m, d, seed=seed + 2, spread=near)
+    problem = Problem(
+        query=query,
+        key=key,
+        value=normal(batch, heads, n_k, d_v, seed=seed + 3),
+        landmarks=landmarks,
+        normalization=draw(st.sampled_from(normalizations)),
+        scale=draw(scales),
+    )
+    return problem.to(draw(st.sampled_from(dtypes)))
+
+
+@st.composite
+def padding_masks(draw, batch: int, tokens: int):
+    """(batch, tokens) masks, among them none padded and all padded."""
+    density = draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+    uniform = torch.rand(batch, tokens, generator=torch.Generator().manual_seed(draw(seeds)))
+    return uniform < density
