@@ -1,6 +1,7 @@
 """How figures look: one set of colours, sizes and a line that says where the numbers come from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -15,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",

@@ -1,9 +1,19 @@
 """Progress on the terminal, and Ctrl-C that keeps what is finished."""
 
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+_WIDTH_OF_FILES = 120
+
+
+def terminal() -> Console:
+    """The console to print on; what is no terminal, such as a file, is wide."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH_OF_FILES)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -18,21 +28,11 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-class Interruption:
-    """A context that Ctrl-C ends quietly, and that remembers it."""
-
-    def __init__(self) -> None:
-        self.happened = False
-
-    def __enter__(self) -> "Interruption":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.happened = self.happened or interrupted
-        return interrupted
+@contextmanager
+def until_interrupted() -> Iterator[Event]:
+    """A context that Ctrl-C ends quietly; its event is then set."""
+    interrupted = Event()
+    try:
+        yield interrupted
+    except KeyboardInterrupt:
+        interrupted.set()

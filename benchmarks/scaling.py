@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.arguments import DTYPES, common_parser, parse, positive_float, positive_int
 from benchmarks.environment import memory_bytes
-from benchmarks.progress import Interruption, progress_bar
+from benchmarks.progress import progress_bar, terminal, until_interrupted
 from benchmarks.report import start_report
 from benchmarks.rivals import RIVALS, why_missing
 from benchmarks.scaling_cells import Budget, Grid, measure_memory, measure_times, timed_cells
@@ -27,13 +27,12 @@ TOKENS = (256, 512, 1024, 3136, 4096, 12544, 16384, 25088, 65536, 131072)
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints the tables, and writes the JSON file and the figure."""
     args = parse(_parser(), argv)
-    console = Console()
+    console = terminal()
     rivals = _taking_part(args, console)
     workloads = [workload_of(args, tokens) for tokens in sorted(set(args.tokens))]
     report = start_report("scaling", args, argv)
     summary = Summary(Grid(), copy_bandwidth(args.device))
-    interruption = Interruption()
-    with interruption:
+    with until_interrupted() as interrupted:
         _measure(args, rivals, workloads, summary.grid, console)
     if not summary.grid.cells:
         console.print("interrupted before the first cell was finished; nothing was written")
@@ -42,9 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         console.print(table)
     for name in summary.grid.rivals():
         console.print(f"{RIVALS[name].label}: {RIVALS[name].note}", style="dim")
-    json_path = report.write_json(
-        summary.as_json(workloads), interrupted=interruption.happened
-    )
+    json_path = report.write_json(summary.as_json(workloads), interrupted=interrupted.is_set())
     figure = scaling_figure(summary, workloads[0], report.environment.line())
     report.announce(console, [json_path, *report.write_figure(figure)])
 

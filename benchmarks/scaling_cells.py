@@ -3,7 +3,7 @@
 import math
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -52,6 +52,11 @@ class Grid:
             if cell.rival == rival and cell.mode == mode and cell.timing is not None
         ]
 
+    def largest(self, rival: str, mode: str) -> Cell | None:
+        """A rival's cell with the most tokens."""
+        cells = (c for c in self.cells.values() if (c.rival, c.mode) == (rival, mode))
+        return max(cells, key=lambda cell: cell.tokens, default=None)
+
     def rivals(self) -> list[str]:
         """The rivals that have a cell."""
         return list(dict.fromkeys(cell.rival for cell in self.cells.values()))
@@ -73,16 +78,24 @@ class Budget:
     memory_bytes: float
 
     def refuses(self, rival: str, workload: Workload, mode: str, grid: Grid) -> str | None:
-        """Why a cell must be skipped, judged by its size and by the rival's last time."""
+        """Why a cell must be skipped, judged by its size and by the rival's last size.
+
+        A time that is too long is measured again: it may have been the machine's mood.
+        """
         blocks = RIVALS[rival].dense_blocks[MODES.index(mode)]
         block_bytes = workload.batch * workload.heads * workload.tokens**2
         if blocks * block_bytes * DTYPES[workload.dtype].itemsize > self.memory_bytes:
             return "memory"
-        measured = grid.timed(rival, mode)
-        if measured:
-            tokens, timing = max(measured)
-            expected = timing.median * (workload.tokens / tokens) ** RIVALS[rival].order
-            if LEAST_CALLS * expected > self.seconds:
+        last = grid.largest(rival, mode)
+        if last is None:
+            return None
+        if last.timing is None:
+            return last.skipped
+        growth = (workload.tokens / last.tokens) ** RIVALS[rival].order
+        longest = self.seconds / LEAST_CALLS / growth
+        if min(last.timing.rounds) > longest:
+            again = _warm_call(rival, replace(workload, tokens=last.tokens), mode)
+            if again.seconds > longest:
                 return "time"
         return None
 

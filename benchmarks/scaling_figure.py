@@ -1,6 +1,7 @@
 """The figure of ``benchmarks.scaling``: time, and peak memory where it was measured, over n."""
 
 from collections.abc import Callable
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ def scaling_figure(summary: Summary, workload: Workload, foot: str) -> Figure:
     has_memory = any(cell.peak_bytes is not None for cell in summary.grid.cells.values())
     figure, rows = figure_with_panels(1 + has_memory, 2, size=(12, 11 if has_memory else 6.2))
     for panel, mode in zip(rows[0], MODES, strict=True):
-        _draw(panel, summary, mode, _seconds, lambda name, m=mode: _label(summary, name, m))
+        _draw(panel, summary, mode, _seconds, partial(_label_with_slope, summary, mode))
         panel.set_title(f"{mode}: time")
         panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: seconds_text(y)))
     if has_memory:
@@ -80,7 +81,7 @@ def _shown_bytes(cell: Cell) -> float | None:
     return cell.peak_bytes if shown else None
 
 
-def _label(summary: Summary, name: str, mode: str) -> str:
+def _label_with_slope(summary: Summary, mode: str, name: str) -> str:
     slope = summary.slope(name, mode)
     label = RIVALS[name].label
     return label if slope is None else f"{label} (slope {slope:.2f})"

@@ -22,13 +22,14 @@ def scaling_tables(summary: Summary, workloads: list[Workload]) -> Iterator[Tabl
 
 
 def _time_table(summary: Summary, mode: str) -> Table:
-    table = _table_of_rivals(f"{mode}: median, interquartile range in % of it", summary)
+    title = f"{mode}: median, its interquartile range in %, slope from n = {SLOPE_FROM_TOKENS:,} up"
+    table = _table_of_rivals(title, summary)
     for tokens in summary.grid.tokens():
         cells = (summary.grid.get(rival, tokens, mode) for rival in summary.grid.rivals())
         table.add_row(f"{tokens:,}", *map(_time_text, cells))
-    slopes = (summary.slope(rival, mode) for rival in summary.grid.rivals())
+    slopes = [summary.slope(rival, mode) for rival in summary.grid.rivals()]
     table.add_section()
-    table.add_row(f"slope ≥ {SLOPE_FROM_TOKENS:,}", *("" if s is None else f"{s:.2f}" for s in slopes))
+    table.add_row("slope", *("" if slope is None else f"{slope:.2f}" for slope in slopes))
     return table
 
 

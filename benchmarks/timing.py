@@ -64,7 +64,7 @@ def time_in_turns(
     seconds: float,
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
-    """Times every call in rounds A B C, A B C, …
+    """Times all calls in rounds: A B C, A B C and so on.
 
     Args:
         calls: what to time.

@@ -56,8 +56,9 @@ class AttentionInputs:
         shape = (workload.batch, workload.heads, workload.tokens, workload.head_dim)
         query, value, grad_output = (workload.tensor(*shape) for _ in range(3))
         landmarks = AvgPoolLandmarks(workload.landmarks)(query)
-        leaves = (query, value, landmarks)
-        return cls(*(leaf.requires_grad_() for leaf in leaves), grad_output)
+        for leaf in (query, value, landmarks):
+            leaf.requires_grad_()
+        return cls(query, value, landmarks, grad_output)
 
 
 def add_workload_options(parser: argparse.ArgumentParser) -> None:

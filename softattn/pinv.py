@@ -37,7 +37,8 @@ def newton_pinv(
     - ``"transpose"``: any matrix of any rank and shape. Starts at Aᵀ / (‖A‖₁ ‖A‖∞) and stops by
       the residual, matrix by matrix, which reads back from the device at every step. Given
       ``iterations`` it takes just these and reads nothing back. Its cut-off for small singular
-      values is about that of ``torch.linalg.pinv``.
+      values is about that of ``torch.linalg.pinv``, and so is its error; of the two projectors V A
+      is right to ε κ and A V to ε κ², κ the condition number.
     - ``"minimax"``: symmetric positive definite A + ridge · I, ridge > 0, whose entries are at most
       1 as those of a Gaussian Gram matrix are (for larger ones give ``iterations``). Each step is
       scaled to be the best for the interval that is known to hold the spectrum; the number of

@@ -1,0 +1,1 @@
+"""Programs that show softattn at work; they use its public interface only."""

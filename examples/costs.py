@@ -1,0 +1,103 @@
+"""What one attention call costs: seconds and peak memory, each method in a process of its own."""
+
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.processes import worker_processes
+
+Grid = tuple[int, int]
+Attention = Callable[[Tensor, Grid], Tensor]
+
+WARM_UP_GRID = (16, 16)
+REPEAT_FOR_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One call, or what it would have cost where it was left out.
+
+    seconds: the median over repetitions; an estimate where ``skipped``.
+    peak_mib: what the call and its input added to the memory of the process, None where skipped.
+    """
+
+    method: str
+    grid: Grid
+    seconds: float
+    peak_mib: float | None
+    skipped: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens n."""
+        return math.prod(self.grid)
+
+
+def measure_costs(
+    methods: Mapping[str, Attention], inputs: Mapping[Grid, Tensor], limit_seconds: float
+) -> Iterator[Cost]:
+    """The cost of each method on each input, smallest input first.
+
+    A call that would take more than ``limit_seconds``, were its cost quadratic since the last one,
+    is left out. A process meets its inputs in growing order, so that the highest memory it has
+    ever used is that of the present one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for grid in sorted(inputs):
+            files[grid] = Path(folder, f"{grid[0]}x{grid[1]}.npy")
+            np.save(files[grid], inputs[grid].numpy())
+        for name, method in methods.items():
+            with worker_processes(1, torch.get_num_threads()) as process:
+                resident = process.apply(_warm_up, (method,))
+                last: Cost | None = None
+                for grid, file in files.items():
+                    growth = math.prod(grid) / last.tokens if last else 0.0
+                    estimate = last.seconds * growth**2 if last else 0.0
+                    if estimate > limit_seconds:
+                        last = Cost(name, grid, estimate, None, skipped=True)
+                    else:
+                        seconds, peak = process.apply(_measure, (method, file, grid))
+                        last = Cost(name, grid, seconds, max(peak - resident, 0) / 2**20)
+                    yield last
+
+
+def _warm_up(method: Attention) -> int:
+    """Runs ``method`` on few tokens, and says how many bytes the process now holds."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        method(torch.randn(1, 1, math.prod(WARM_UP_GRID), 32, generator=generator), WARM_UP_GRID)
+    return _memory("VmRSS")
+
+
+def _measure(method: Attention, file: Path, grid: Grid) -> tuple[float, int]:
+    """Median seconds of ``method``, and the most bytes that the process has ever held."""
+    tokens = torch.from_numpy(np.load(file))
+    seconds: list[float] = []
+    while sum(seconds) < REPEAT_FOR_SECONDS:
+        start = time.perf_counter()
+        method(tokens, grid)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), _memory("VmHWM")
+
+
+def _memory(field: str) -> int:
+    """Bytes held now ("VmRSS") or at most so far ("VmHWM"); on macOS the latter for both."""
+    # Linux hands ru_maxrss on from parent to child, so there it would start too high.
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines[field].split()[0]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,203 @@
+"""Handwritten digits: a small transformer learns them with each kind of attention."""
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from rich.progress import Progress
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import softattn
+from examples.pictures import draw_learning_curves
+from examples.processes import worker_processes
+
+VARIANTS = {
+    "landmark": 'softattn, "landmark"',
+    "token": 'softattn, "token"',
+    "none": 'softattn, "none"',
+    "softmax": "softmax (PyTorch's SDPA)",
+}
+SEEDS = (0, 1, 2)
+EPOCHS = 12
+GRID = (8, 8)
+NUM_LANDMARKS = 16
+DIM, HEADS, DEPTH = 64, 2, 2
+BATCH_SIZE = 32
+LEARNING_RATE = 3e-3
+
+
+class SoftmaxAttention(nn.Module):
+    """What a transformer usually has: queries, keys and values of their own, and softmax."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, dim) to the same."""
+        qkv = rearrange(self.qkv_proj(x), "b n (t h d) -> t b h n d", t=3, h=self.heads)
+        attended = F.scaled_dot_product_attention(*qkv)
+        output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
+        return output
+
+
+class Block(nn.Module):
+    """Attention and a two-layer network, each on normalised tokens and added to them."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.attention: nn.Module
+        if variant == "softmax":
+            self.attention = SoftmaxAttention(DIM, HEADS)
+        else:
+            self.attention = softattn.SoftmaxFreeAttention(
+                embed_dim=DIM,
+                num_heads=HEADS,
+                landmarks=softattn.AvgPoolLandmarks(NUM_LANDMARKS),
+                normalization=variant,
+            )
+        # The class token is a query and a key, but no place of the grid.
+        self.options = {} if variant == "softmax" else {"grid": GRID, "num_prefix_tokens": 1}
+        self.attention_norm = nn.LayerNorm(DIM)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(DIM), nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 1 + pixels, dim) to the same."""
+        x = x + self.attention(self.attention_norm(x), **self.options)
+        output: Tensor = x + self.mlp(x)
+        return output
+
+
+class Classifier(nn.Module):
+    """One token a pixel, and a class token that knows of them through attention alone."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, DIM, kernel_size=3, padding=1)
+        self.positions = nn.Parameter(torch.randn(GRID[0] * GRID[1], DIM) / 2)
+        self.class_token = nn.Parameter(torch.randn(1, 1, DIM) / 2)
+        self.blocks = nn.Sequential(*(Block(variant) for _ in range(DEPTH)))
+        self.head = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, 8, 8) to logits (batch, 10)."""
+        pixels = rearrange(self.embed(images.unsqueeze(1)), "b d h w -> b (h w) d")
+        tokens = torch.cat(
+            [self.class_token.expand(len(images), 1, DIM), pixels + self.positions], 1
+        )
+        logits: Tensor = self.head(self.blocks(tokens)[:, 0])
+        return logits
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training; ``test_accuracy`` is after each epoch, and no choice is made by it."""
+
+    variant: str
+    seed: int
+    parameters: int
+    seconds: float
+    test_accuracy: list[float]
+
+
+def train(job: tuple[str, int, int]) -> TrainingRun:
+    """Trains one variant with one seed for some epochs, always the same way."""
+    variant, seed, epochs = job
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)
+    images = (images - images.mean()) / images.std()
+    targets = torch.tensor(digits.target)
+    train_rows, test_rows = train_test_split(
+        torch.arange(len(targets)), test_size=0.25, random_state=0, stratify=digits.target
+    )
+
+    torch.manual_seed(seed)
+    model = Classifier(variant)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    batches = -(-len(train_rows) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=epochs * batches, pct_start=0.2
+    )
+    test_accuracy = []
+    start = time.perf_counter()
+    for _ in range(epochs):
+        for batch in train_rows[torch.randperm(len(train_rows))].split(BATCH_SIZE):
+            loss = F.cross_entropy(model(images[batch]), targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            right = model(images[test_rows]).argmax(-1) == targets[test_rows]
+        test_accuracy.append(float(right.float().mean()))
+    return TrainingRun(
+        variant,
+        seed,
+        sum(parameter.numel() for parameter in model.parameters()),
+        time.perf_counter() - start,
+        test_accuracy,
+    )
+
+
+def show_digits(out: Path, progress: Progress, results: dict[str, Any], *, quick: bool) -> Path:
+    """Trains every variant with every seed, one core each; prints a table and draws the curves."""
+    seeds, epochs = ((0,), 1) if quick else (SEEDS, EPOCHS)
+    jobs = [(variant, seed, epochs) for seed in seeds for variant in VARIANTS]
+    task = progress.add_task("digits: training", total=len(jobs))
+    runs: list[TrainingRun] = []
+    path = out / "digits.png"
+    try:
+        with worker_processes(min(len(jobs), os.cpu_count() or 1), threads=1) as processes:
+            for run in processes.imap_unordered(train, jobs):
+                runs.append(run)
+                progress.update(
+                    task,
+                    advance=1,
+                    description=f"digits: {VARIANTS[run.variant]} {run.test_accuracy[-1]:.1%}",
+                )
+    finally:
+        progress.remove_task(task)
+        runs.sort(key=lambda run: (list(VARIANTS).index(run.variant), run.seed))
+        results["digits"] = [asdict(run) for run in runs]
+        if runs:
+            by_variant = {
+                name: [run for run in runs if run.variant == variant]
+                for variant, name in VARIANTS.items()
+            }
+            trained = {name: group for name, group in by_variant.items() if group}
+            progress.console.print(_table(trained))
+            draw_learning_curves(
+                path, {name: [r.test_accuracy for r in group] for name, group in trained.items()}
+            )
+    return path
+
+
+def _table(trained: dict[str, list[TrainingRun]]) -> Table:
+    table = Table(
+        title="Handwritten digits, test accuracy after the last epoch", title_justify="left"
+    )
+    table.add_column("attention")
+    for heading in ("accuracy", "range", "parameters", "training"):
+        table.add_column(heading, justify="right")
+    for name, runs in trained.items():
+        last = [run.test_accuracy[-1] for run in runs]
+        table.add_row(
+            name,
+            f"{sum(last) / len(last):.1%}",
+            f"{min(last):.1%} to {max(last):.1%}",
+            f"{runs[0].parameters:,}",
+            f"{sum(run.seconds for run in runs) / len(runs):.0f} s",
+        )
+    return table

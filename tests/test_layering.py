@@ -1,0 +1,82 @@
+"""Imports point one way, and importing softattn costs little and no Triton."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import softattn
+
+PACKAGE = Path(softattn.__file__).parent
+
+# What each file of the package may import from it.
+ALLOWED = {
+    "precision": set(),
+    "validation": set(),
+    "reference": set(),
+    "streaming": {"precision"},
+    "gaussian": {"precision", "validation"},
+    "pinv": {"precision", "validation"},
+    "landmarks": {"precision", "validation"},
+    "eager": {"gaussian", "precision", "streaming"},
+    "attention": {"eager", "pinv", "validation"},
+    "tokens": {"landmarks", "validation"},
+    "module": {"attention", "landmarks", "pinv", "tokens", "validation"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def test_every_file_has_its_layer():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert files == set(ALLOWED)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_imports_point_one_way(name):
+    imported = imports_of(PACKAGE / f"{name}.py")
+    ours = {parts[1] for module in imported if (parts := module.split("."))[0] == "softattn" and len(parts) > 1}
+    assert ours & set(ALLOWED) <= ALLOWED[name]
+    assert "triton" not in {module.split(".")[0] for module in imported}
+
+
+def in_fresh_process(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_softattn_works_where_triton_cannot_be_imported():
+    in_fresh_process(
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import torch, softattn\n"
+        "layer = softattn.SoftmaxFreeAttention(8, 2)\n"
+        "layer(torch.randn(1, 5, 5, 8)).sum().backward()\n"
+        "assert not any(name.startswith('softattn.kernels') for name in sys.modules)\n"
+    )
+
+
+def test_import_adds_little_to_that_of_torch():
+    seconds = [
+        float(
+            in_fresh_process(
+                "import time, torch\n"
+                "start = time.perf_counter()\n"
+                "import softattn\n"
+                "print(time.perf_counter() - start)\n"
+            )
+        )
+        for _ in range(3)
+    ]
+    assert min(seconds) <= 0.1
