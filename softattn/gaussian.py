@@ -39,7 +39,7 @@ def gaussian_kernel(
 def gram_block(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """``gaussian_kernel`` without the checks."""
     dtype = compute_dtype(query, key)
-    block: Tensor = _GramBlock.apply(query.to(dtype), key.to(dtype), scale)  # type: ignore[no-untyped-call]
+    block: Tensor = _GramBlock.apply(query.to(dtype), key.to(dtype), scale)
     return block
 
 

@@ -70,8 +70,8 @@ class SoftmaxFreeAttention(nn.Module):
             )
         if head_dim is None and embed_dim % num_heads:
             raise ValueError(
-                f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}; or give "
-                "head_dim"
+                f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}; or "
+                "give head_dim"
             )
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_impl(impl)
@@ -133,7 +133,10 @@ class SoftmaxFreeAttention(nn.Module):
         source = arrange_tokens(
             x if context is None else context, grid, key_padding_mask, num_prefix_tokens
         )
-        keys, values = self._heads(self.qk_proj, source.features), self._heads(self.v_proj, source.features)
+        keys, values = (
+            self._heads(self.qk_proj, source.features),
+            self._heads(self.v_proj, source.features),
+        )
         queries = keys if context is None else self._heads(self.qk_proj, x.flatten(1, -2))
         on_grid = keys[:, :, num_prefix_tokens:]
         attended = softmax_free_attention(
@@ -155,7 +158,7 @@ class SoftmaxFreeAttention(nn.Module):
                     "value_conv adds the values around each token to its own output, and in "
                     "cross-attention the values are not at the queries' places; use value_conv=0"
                 )
-            attended = attended + self._convolve(values, source)
+            attended = attended + _convolve(self.value_conv, values, source)
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if context is None:
             output = source.restore(output)
@@ -191,21 +194,22 @@ class SoftmaxFreeAttention(nn.Module):
     def _heads(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         return rearrange(projection(tokens), "b n (h d) -> b h n d", h=self.num_heads)
 
-    def _convolve(self, values: Tensor, source: TokenBatch) -> Tensor:
-        """The value convolution over the grid, 0 at prefix tokens: (batch, heads, n, d)."""
-        prefix = source.num_prefix_tokens
-        if source.padding is not None:
-            values = values.masked_fill(source.padding[:, None, :, None], 0)
-        maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, source.grid)
-        if len(source.grid) != len(self.value_conv.kernel_size):
-            raise ValueError(
-                f"value_conv={self.value_conv.kernel_size} is for grids of "
-                f"{len(self.value_conv.kernel_size)} dimensions, got the grid {source.grid}; give "
-                "one size for each dimension"
-            )
-        maps = self.value_conv(maps).flatten(2)
-        local = rearrange(maps, "(b d) h n -> b h n d", b=len(values))
-        return nn.functional.pad(local, (0, 0, prefix, 0))
+
+def _convolve(
+    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, values: Tensor, source: TokenBatch
+) -> Tensor:
+    """The value convolution over the grid, 0 at prefix tokens: (batch, heads, n, d)."""
+    prefix, dimensions = source.num_prefix_tokens, len(convolution.kernel_size)
+    if len(source.grid) != dimensions:
+        raise ValueError(
+            f"value_conv={convolution.kernel_size} is for grids of {dimensions} dimensions, got "
+            f"the grid {source.grid}; give one size for each dimension"
+        )
+    if source.padding is not None:
+        values = values.masked_fill(source.padding[:, None, :, None], 0)
+    maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, source.grid)
+    local = rearrange(convolution(maps).flatten(2), "(b d) h n -> b h n d", b=len(values))
+    return nn.functional.pad(local, (0, 0, prefix, 0))
 
 
 def _depthwise_conv(

@@ -102,9 +102,7 @@ class NewtonPinv(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """The pseudo-inverses (..., columns, rows) of ``a`` (..., rows, columns)."""
-        return newton_pinv(
-            a, method=self.method, ridge=self.ridge, iterations=self.iterations
-        )
+        return newton_pinv(a, method=self.method, ridge=self.ridge, iterations=self.iterations)
 
     def extra_repr(self) -> str:
         """The options that are in force."""
@@ -129,8 +127,8 @@ def resolve_pinv(pinv: str | Callable[[Tensor], Tensor] | None) -> Callable[[Ten
         return NewtonPinv(pinv, ridge=PAPER_RIDGE if pinv in ("minimax", "soft") else 0.0)
     if not callable(pinv):
         raise TypeError(
-            "pinv must be a callable such as softattn.NewtonPinv(...), a method's name or None, got "
-            f"{type(pinv).__name__}"
+            "pinv must be a callable such as softattn.NewtonPinv(...), a method's name or None, "
+            f"got {type(pinv).__name__}"
         )
     return pinv
 
@@ -163,17 +161,21 @@ def _solve(
         )
     a = a.to(compute_dtype(a))
     with without_autocast(a.device):
-        target = a + ridge * torch.eye(rows, columns, dtype=a.dtype, device=a.device) if ridge else a
+        target = (
+            a + ridge * torch.eye(rows, columns, dtype=a.dtype, device=a.device) if ridge else a
+        )
         if a.numel() == 0:
             return a.mT, torch.zeros(a.shape[:-2], dtype=torch.int64, device=a.device), target
         if method in ("transpose", "minimax"):
             with torch.no_grad():
                 solver = _transpose if method == "transpose" else _minimax
                 inverse, steps = solver(target.detach(), ridge, iterations)
-            inverse = _ImplicitGradient.apply(target, inverse, method == "minimax")  # type: ignore[no-untyped-call]
+            inverse = _ImplicitGradient.apply(target, inverse, method == "minimax")
         else:
             start = _soft_start if method == "soft" else _soft_norm_official_start
-            inverse, steps = _newton(target, start(a, target), 20 if iterations is None else iterations)
+            inverse, steps = _newton(
+                target, start(a, target), 20 if iterations is None else iterations
+            )
     return inverse, steps, target
 
 

@@ -4,6 +4,7 @@ The kernel is recomputed wherever it is needed, forward and backward. Everything
 PyTorch and runs on any device.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,18 @@ _TILE_ELEMENTS = 2**19
 _SHORT_SIDE = 1024
 _LEAST_LONG_SIDE = 128
 
-# What a tile adds to sums over its rows, over its columns, and over all tiles.
-Terms = tuple[Tensor | None, ...]
-Tile = Callable[[slice, slice], tuple[Terms, Terms, Terms]]
+Tensors = dict[str, Tensor]
+
+# Which axis of the kernel a tensor is cut along. The gradients of the results have their names.
+_AXES = {
+    "query": "rows",
+    "key": "cols",
+    "value": "cols",
+    "form": None,
+    "shift": "rows",
+    "product": "rows",
+    "quadratic": "rows",
+}
 
 
 def gaussian_product(
@@ -49,7 +59,7 @@ def gaussian_product(
         The product (batch, heads, n_q, d_v) and the forms (batch, heads, n_q, 1), or None without
         ``form``; both in float32, or float64 where an input is.
     """
-    product, quadratic = _GaussianProduct.apply(query, key, value, form, shift, scale)  # type: ignore[no-untyped-call]
+    product, quadratic = _GaussianProduct.apply(query, key, value, form, shift, scale)
     return product, quadratic
 
 
@@ -58,10 +68,11 @@ def nearest_key_shift(query: Tensor, key: Tensor, scale: float, padding: Tensor 
 
     Rows that meet nothing but ``padding`` (batch, n_k) get 0.
     """
-    tiles = _Tiles(query, key)
+    tokens = {"query": query, "key": key}
+    tiles = _Tiles(tokens)
 
     def largest_exponent(rows: slice, cols: slice) -> Tensor:
-        exponent = _exponent(tiles.centred(query, rows), tiles.centred(key, cols), scale)
+        exponent = _exponent(**tiles.cut_centred(tokens, rows, cols), scale=scale)
         if padding is not None:
             exponent = exponent.masked_fill(padding[:, None, None, cols], -torch.inf)
         return exponent.amax(-1, keepdim=True)
@@ -85,30 +96,19 @@ class _GaussianProduct(torch.autograd.Function):
         form: Tensor | None,
         shift: Tensor | None,
         scale: float,
-    ) -> Terms:
-        tiles = _Tiles(query, key, value, whole_rows=form is not None)
-
-        def tile(rows: slice, cols: slice) -> tuple[Terms, Terms, Terms]:
-            p = _block(tiles.centred(query, rows), tiles.centred(key, cols), scale, _rows(shift, rows))
-            quadratic = None if form is None else ((p @ form) * p).sum(-1, keepdim=True)
-            return (p @ tiles.plain(value, cols), quadratic), (), ()
-
-        return tiles.sum(tile)[0]
+    ) -> tuple[Tensor, Tensor | None]:
+        operands = _present(query, key, value, form, shift)
+        sums = _Tiles(operands).sum(lambda **tile: _product(**tile, scale=scale), operands)
+        return sums["product"], sums.get("quadratic")
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Terms) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         *tensors, ctx.scale = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, form, shift = ctx.saved_tensors
-        grad_product, grad_quadratic = grads
-        if form is None:
-            grad_quadratic = None
-        gradients = _GaussianProductBackward.apply(  # type: ignore[no-untyped-call]
-            query, key, value, form, grad_product, grad_quadratic, shift, ctx.scale
-        )
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradients = _GaussianProductBackward.apply(*ctx.saved_tensors, *grads, ctx.scale)
         return *gradients, None, None
 
 
@@ -123,51 +123,40 @@ class _GaussianProductBackward(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         form: Tensor | None,
+        shift: Tensor | None,
         grad_product: Tensor,
         grad_quadratic: Tensor | None,
-        shift: Tensor | None,
         scale: float,
-    ) -> Terms:
-        tiles = _Tiles(query, key, value, whole_rows=form is not None)
-
-        def tile(rows: slice, cols: slice) -> tuple[Terms, Terms, Terms]:
-            inputs = tiles.inputs(rows, cols, query, key, value, form, grad_product, grad_quadratic)
-            dq, dk, dv, *dm = _tile_gradients(**inputs, scale=scale, shift=_rows(shift, rows))
-            return (dq,), (dk, dv), tuple(dm)
-
-        (dq,), (dk, dv), dm = tiles.sum(tile)
-        return *map(_like, (dq, dk, dv, *(dm or (None,))), (query, key, value, form)),
+    ) -> tuple[Tensor | None, ...]:
+        operands = _present(query, key, value, form, shift, grad_product, grad_quadratic)
+        sums = _Tiles(operands).sum(lambda **tile: _gradients(**tile, scale=scale), operands)
+        return tuple(_in_dtype_of(operands, sums, "query", "key", "value", "form"))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Terms) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         *tensors, ctx.scale = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        query, key, value, form, grad_product, grad_quadratic, shift = ctx.saved_tensors
-        scale = ctx.scale
-        tiles = _Tiles(query, key, value, whole_rows=form is not None)
+        operands, cotangents = _present(*ctx.saved_tensors), _present(*grads)
 
-        def tile(rows: slice, cols: slice) -> tuple[Terms, Terms, Terms]:
-            def gradients(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-                return _tile_gradients(**inputs, scale=scale, shift=_rows(shift, rows))
+        def second_gradients(**tile: Tensor) -> Tensors:
+            cut = {name: tile.pop(f"d_{name}") for name in cotangents}
+            shift = {"shift": tile.pop("shift")} if "shift" in tile else {}
+            pull_back = torch.func.vjp(
+                lambda tile: _gradients(**tile, **shift, scale=ctx.scale), tile
+            )[1]
+            (second,) = pull_back(cut)
+            return second
 
-            inputs = tiles.inputs(rows, cols, query, key, value, form, grad_product, grad_quadratic)
-            dq, dk, dv, dm = grads
-            cotangents = (tiles.plain(dq, rows), tiles.plain(dk, cols), tiles.plain(dv, cols))
-            if dm is not None:
-                cotangents += (dm,)
-            (g,) = torch.func.vjp(gradients, inputs)[1](cotangents)
-            return (
-                (g["query"], g["grad_product"], g.get("grad_quadratic")),
-                (g["key"], g["value"]),
-                (g.get("form"),),
-            )
-
-        (dq, dg, dh), (dk, dv), (dm,) = tiles.sum(tile)
-        sources = (query, key, value, form, grad_product, grad_quadratic)
-        return *map(_like, (dq, dk, dv, dm, dg, dh), sources), None, None
+        sums = _Tiles(operands).sum(
+            second_gradients, operands, {f"d_{name}": grad for name, grad in cotangents.items()}
+        )
+        query, key, value, form, product, quadratic = _in_dtype_of(
+            operands, sums, "query", "key", "value", "form", "product", "quadratic"
+        )
+        return query, key, value, form, None, product, quadratic, None
 
 
 def _exponent(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -188,33 +177,50 @@ def _block(query: Tensor, key: Tensor, scale: float, shift: Tensor | None) -> Te
     return _exponent(query, key, scale).exp_()
 
 
-def _tile_gradients(
+def _product(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    grad_product: Tensor,
     form: Tensor | None = None,
-    grad_quadratic: Tensor | None = None,
+    shift: Tensor | None = None,
     *,
     scale: float,
-    shift: Tensor | None,
-) -> tuple[Tensor, ...]:
+) -> Tensors:
+    """What one tile adds to P V and, with a form, to P_i M P_iᵀ."""
+    p = _block(query, key, scale, shift)
+    if form is None:
+        return {"product": p @ value}
+    return {"product": p @ value, "quadratic": ((p @ form) * p).sum(-1, keepdim=True)}
+
+
+def _gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    product: Tensor,
+    form: Tensor | None = None,
+    quadratic: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    scale: float,
+) -> Tensors:
     """What one tile adds to dQ, dK, dV and, with a form, dM.
 
     With G = d(PV) and h = d(P_i M P_iᵀ): dV = Pᵀ G, dM = Pᵀ diag(h) P, and from
     w = −s P ∘ dP, dP = G Vᵀ + h (P M + P Mᵀ):  dQ = rowsum(w) Q − w K,  dK = colsum(w) K − wᵀ Q.
     """
     p = _block(query, key, scale, shift)
-    dv = p.mT @ grad_product
-    dp = grad_product @ value.mT
-    form_gradient: tuple[Tensor, ...] = ()
-    if form is not None:
-        dp = dp + grad_quadratic * (p @ (form + form.mT))
-        form_gradient = (p.mT @ (grad_quadratic * p),)
+    dp = product @ value.mT
+    form_gradient = {}
+    if form is not None and quadratic is not None:
+        dp = dp + quadratic * (p @ (form + form.mT))
+        form_gradient = {"form": p.mT @ (quadratic * p)}
     w = dp.mul_(p).mul_(-scale)
-    dq = w.sum(-1, keepdim=True) * query - w @ key
-    dk = w.sum(-2).unsqueeze(-1) * key - w.mT @ query
-    return dq, dk, dv, *form_gradient
+    return {
+        "query": w.sum(-1, keepdim=True) * query - w @ key,
+        "key": w.sum(-2).unsqueeze(-1) * key - w.mT @ query,
+        "value": p.mT @ product,
+    } | form_gradient
 
 
 class _Tiles:
@@ -224,85 +230,69 @@ class _Tiles:
     origin: the mean of the shorter side is taken off both.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, *others: Tensor, whole_rows: bool = False):
-        self.dtype = compute_dtype(query, key, *others)
+    def __init__(self, operands: Tensors) -> None:
+        query, key = operands["query"], operands["key"]
+        self.dtype = compute_dtype(*operands.values())
         self.device = query.device
         n_q, n_k = query.shape[-2], key.shape[-2]
-        shorter = key if n_k <= n_q else query
-        mean = shorter.detach().to(self.dtype).sum(-2, keepdim=True) / max(shorter.shape[-2], 1)
-        self.center = mean
-        batch = max(query.shape[:-2].numel(), 1)
-        short = min(n_q, n_k) if whole_rows else min(n_q, n_k, _SHORT_SIDE)
-        long = max(_LEAST_LONG_SIDE, _TILE_ELEMENTS // (batch * max(short, 1)))
-        self.rows = _slices(n_q, long if n_q >= n_k or whole_rows else short)
-        self.cols = _slices(n_k, n_k if whole_rows else short if n_q >= n_k else long)
+        shorter = (key if n_k <= n_q else query).detach().to(self.dtype)
+        self.center = shorter.sum(-2, keepdim=True) / max(shorter.shape[-2], 1)
+        # A quadratic form needs whole rows of P.
+        short = min(n_q, n_k) if "form" in operands else min(n_q, n_k, _SHORT_SIDE)
+        batch = query.shape[:-2].numel()
+        long = max(_LEAST_LONG_SIDE, _TILE_ELEMENTS // max(batch * short, 1))
+        if "form" in operands:
+            self.rows, self.cols = _slices(n_q, long), _slices(n_k, n_k)
+        elif n_q >= n_k:
+            self.rows, self.cols = _slices(n_q, long), _slices(n_k, short)
+        else:
+            self.rows, self.cols = _slices(n_q, short), _slices(n_k, long)
 
-    def centred(self, x: Tensor, part: slice) -> Tensor:
-        return x[..., part, :].to(self.dtype) - self.center
-
-    def plain(self, x: Tensor, part: slice) -> Tensor:
-        return x[..., part, :].to(self.dtype)
-
-    def inputs(
-        self,
-        rows: slice,
-        cols: slice,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        form: Tensor | None,
-        grad_product: Tensor,
-        grad_quadratic: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """The arguments of ``_tile_gradients`` for one tile."""
-        inputs = {
-            "query": self.centred(query, rows),
-            "key": self.centred(key, cols),
-            "value": self.plain(value, cols),
-            "grad_product": self.plain(grad_product, rows),
+    def cut(self, tensors: Tensors, rows: slice, cols: slice) -> Tensors:
+        """The parts of the tensors that belong to one tile, in the dtype of the arithmetic."""
+        parts = {"rows": rows, "cols": cols, None: slice(None)}
+        return {
+            name: tensor[..., parts[_AXES[name.removeprefix("d_")]], :].to(self.dtype)
+            for name, tensor in tensors.items()
         }
-        if form is not None and grad_quadratic is not None:
-            inputs |= {"form": form, "grad_quadratic": self.plain(grad_quadratic, rows)}
-        return inputs
 
-    def sum(self, tile: Tile) -> tuple[Terms, Terms, Terms]:
-        """Adds the terms of all tiles, in a fixed order."""
-        by_row: list[Terms] = []
-        by_col: list[Terms] = [()] * len(self.cols)
-        overall: Terms = ()
+    def cut_centred(self, operands: Tensors, rows: slice, cols: slice) -> Tensors:
+        """``cut``, with queries and keys near the origin."""
+        tile = self.cut(operands, rows, cols)
+        return tile | {name: tile[name] - self.center for name in ("query", "key")}
+
+    def sum(
+        self,
+        function: Callable[..., Tensors],
+        operands: Tensors,
+        others: Tensors | None = None,
+    ) -> Tensors:
+        """Adds what ``function`` makes of each tile, in a fixed order, and joins the sums."""
+        sums: dict[str, Tensors] = defaultdict(dict)
         with without_autocast(self.device):
             for rows in self.rows:
-                row_terms: Terms = ()
-                for j, cols in enumerate(self.cols):
-                    terms = tile(rows, cols)
-                    row_terms = _add(row_terms, terms[0])
-                    by_col[j] = _add(by_col[j], terms[1])
-                    overall = _add(overall, terms[2])
-                by_row.append(row_terms)
-            return _concatenate(by_row), _concatenate(by_col), overall
+                for cols in self.cols:
+                    tile = self.cut_centred(operands, rows, cols)
+                    tile |= self.cut(others or {}, rows, cols)
+                    place = {"rows": str(rows), "cols": str(cols), None: ""}
+                    for name, term in function(**tile).items():
+                        sums_of_name, here = sums[name], place[_AXES[name]]
+                        so_far = sums_of_name.get(here)
+                        sums_of_name[here] = term if so_far is None else so_far + term
+            return {name: _joined(list(parts.values())) for name, parts in sums.items()}
 
 
 def _slices(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(length, 1), max(size, 1))]
 
 
-def _rows(shift: Tensor | None, rows: slice) -> Tensor | None:
-    return None if shift is None else shift[..., rows, :]
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 
-def _add(total: Terms, terms: Terms) -> Terms:
-    if not total:
-        return terms
-    return tuple(b if a is None or b is None else a + b for a, b in zip(total, terms, strict=True))
+def _present(*tensors: Tensor | None) -> Tensors:
+    return {name: t for name, t in zip(_AXES, tensors, strict=False) if t is not None}
 
 
-def _concatenate(parts: list[Terms]) -> Terms:
-    """Joins the parts along the tokens; a single part is returned as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = zip(*parts, strict=True)
-    return tuple(None if c[0] is None else torch.cat(c, -2) for c in columns)  # type: ignore[arg-type]
-
-
-def _like(gradient: Tensor | None, source: Tensor | None) -> Tensor | None:
-    return gradient if gradient is None or source is None else gradient.to(source.dtype)
+def _in_dtype_of(operands: Tensors, sums: Tensors, *names: str) -> list[Tensor | None]:
+    return [sums[n].to(operands[n].dtype) if n in sums else None for n in names]

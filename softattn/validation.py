@@ -108,9 +108,7 @@ def check_mask(
             "mask becomes one by (mask < 0)"
         )
     if tuple(mask.shape) != shape:
-        raise ValueError(
-            f"{name} must be (batch, tokens) = {shape}, got shape {tuple(mask.shape)}"
-        )
+        raise ValueError(f"{name} must be (batch, tokens) = {shape}, got shape {tuple(mask.shape)}")
     if mask.device != device:
         raise ValueError(f"{name} must be on {device} as the tokens are, got {mask.device}")
 

@@ -18,7 +18,9 @@ def assert_within_budget(
             and 16 ε of the largest entry of ``truth``, with ε that of the result.
     """
     assert actual.dtype == baseline.dtype, f"dtype {actual.dtype}, expected {baseline.dtype}"
-    assert actual.shape == truth.shape, f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert actual.shape == truth.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    )
     assert actual.shape == baseline.shape
     assert torch.isfinite(truth).all(), "the truth itself is not finite"
     if truth.numel() == 0:

@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
 from softattn import streaming
 
 settings.register_profile(

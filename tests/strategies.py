@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
-from softattn import reference
 from torch import Tensor
+
+from softattn import reference
 
 NORMALIZATIONS = ("none", "landmark", "token")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -3,14 +3,15 @@
 from dataclasses import replace
 
 import pytest
-import softattn
 import torch
 from budget import assert_within_budget
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from softattn import reference, softmax_free_attention
 from strategies import DTYPES, NORMALIZATIONS, normal, padding_masks, problems, seeds
 from torch import Tensor
+
+import softattn
+from softattn import reference, softmax_free_attention
 
 pytestmark = pytest.mark.usefixtures("tiles")
 
@@ -52,7 +53,9 @@ def test_answer_is_within_budget(problem):
         problem.solve(softmax_free_attention),
         problem.truth(),
         baseline=problem.plain(),
-        magnitude=problem.magnitude().amax() * (1 + far) if problem.value.numel() and q.numel() else 1,
+        magnitude=problem.magnitude().amax() * (1 + far)
+        if problem.value.numel() and q.numel()
+        else 1,
     )
 
 
@@ -86,9 +89,7 @@ def test_other_samples_and_heads_leave_an_answer_bit_identical(problem, seed):
             if (t := getattr(problem, name)) is not None
         },
     )
-    torch.testing.assert_close(
-        mixed.solve(softmax_free_attention)[0, 0], answer[0, 0], **EXACT
-    )
+    torch.testing.assert_close(mixed.solve(softmax_free_attention)[0, 0], answer[0, 0], **EXACT)
 
 
 @given(problem=problems())
@@ -107,9 +108,7 @@ def test_nan_stays_in_its_sample(problem, seed):
     poisoned = problem.map(torch.clone)
     poisoned.query[0, :, 0] = float("nan")
     answer = poisoned.solve(softmax_free_attention)
-    torch.testing.assert_close(
-        answer[1:], problem.solve(softmax_free_attention)[1:], **EXACT
-    )
+    torch.testing.assert_close(answer[1:], problem.solve(softmax_free_attention)[1:], **EXACT)
     assert answer[0, :, 0].isnan().all()
 
 
@@ -117,9 +116,9 @@ def test_nan_stays_in_its_sample(problem, seed):
 def test_linear_in_values(problem, seed, a, b):
     other = normal(*problem.value.shape, seed=seed)
     mixed = replace(problem, value=a * problem.value + b * other)
-    expected = a * problem.solve(softmax_free_attention) + b * replace(
-        problem, value=other
-    ).solve(softmax_free_attention)
+    expected = a * problem.solve(softmax_free_attention) + b * replace(problem, value=other).solve(
+        softmax_free_attention
+    )
     torch.testing.assert_close(mixed.solve(softmax_free_attention), expected, **ROUNDING)
 
 
@@ -177,9 +176,7 @@ def test_copy_of_the_queries_as_keys_is_cross_attention(normalization):
     landmarks = normal(1, 2, 3, 3, seed=2)
 
     def attend(key):
-        return softmax_free_attention(
-            tokens, key, value, landmarks, normalization=normalization
-        )
+        return softmax_free_attention(tokens, key, value, landmarks, normalization=normalization)
 
     torch.testing.assert_close(attend(tokens), attend(None), **EXACT)
     copied = attend(tokens.clone())
@@ -192,9 +189,7 @@ def test_copy_of_the_queries_as_keys_is_cross_attention(normalization):
 def test_query_far_from_every_landmark_answers_something_finite():
     query = torch.full((1, 1, 1, 4), 1e3)
     key, value = torch.randn(1, 1, 8, 4), torch.randn(1, 1, 8, 2)
-    answer = softmax_free_attention(
-        query, key, value, key[:, :, :3].clone(), normalization="token"
-    )
+    answer = softmax_free_attention(query, key, value, key[:, :, :3].clone(), normalization="token")
     torch.testing.assert_close(answer, torch.zeros(1, 1, 1, 2))
 
 

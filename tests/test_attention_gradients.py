@@ -1,14 +1,15 @@
 """First and second derivatives, by finite differences in float64."""
 
 import pytest
-import softattn
 import torch
 from budget import assert_within_budget
 from hypothesis import assume, given
-from softattn import reference, softmax_free_attention
 from strategies import NORMALIZATIONS, normal, problems
 from test_attention import denominators_stay_off_the_floor
 from torch.autograd import gradcheck, gradgradcheck
+
+import softattn
+from softattn import reference, softmax_free_attention
 
 pytestmark = pytest.mark.usefixtures("tiles")
 
@@ -72,7 +73,9 @@ def test_gradients_are_within_budget(problem):
     truth = gradients(problem.to(torch.float64), oracle)
     plain = gradients(problem.to(wide), oracle)
     # The gradient through A⁺ has terms as large as ‖A⁺‖² times those of the answer.
-    far = torch.cat([problem.query, problem.keys, problem.landmarks], 2).double().norm(dim=-1).amax()
+    far = (
+        torch.cat([problem.query, problem.keys, problem.landmarks], 2).double().norm(dim=-1).amax()
+    )
     magnitude = problem.magnitude().amax() * 100 * (1 + far**3)
     for a, t, p in zip(actual, truth, plain, strict=True):
         assert_within_budget(a, t, baseline=p.to(a.dtype), magnitude=magnitude)

@@ -1,8 +1,9 @@
 """Bad calls: what was expected, what came, what to do."""
 
 import pytest
-import softattn
 import torch
+
+import softattn
 from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
 
 TOKENS = torch.randn(2, 2, 6, 4)
@@ -18,21 +19,49 @@ def attend(query=TOKENS, key=None, value=TOKENS, landmarks=LANDMARKS, **options)
     [
         ({"query": TOKENS.long()}, TypeError, r"query must be floating point .* got torch\.int64"),
         ({"query": [1.0]}, TypeError, r"query must be a torch\.Tensor, got list"),
-        ({"query": TOKENS[0]}, ValueError, r"\(batch, heads, tokens, features\), got shape \(2, 6, 4\)"),
+        (
+            {"query": TOKENS[0]},
+            ValueError,
+            r"\(batch, heads, tokens, features\), got shape \(2, 6, 4\)",
+        ),
         ({"query": TOKENS.double()}, TypeError, r"one dtype, got query torch\.float64"),
         ({"landmarks": LANDMARKS.half()}, TypeError, r"landmarks torch\.float16"),
         ({"value": TOKENS.double()}, TypeError, r"value torch\.float64"),
         ({"landmarks": LANDMARKS.to("meta")}, ValueError, "one device, got .*landmarks on meta"),
-        ({"landmarks": LANDMARKS[..., :3]}, ValueError, r"agree in batch, heads and features, .*landmarks \(2, 2, 3, 3\)"),
+        (
+            {"landmarks": LANDMARKS[..., :3]},
+            ValueError,
+            r"agree in batch, heads and features, .*landmarks \(2, 2, 3, 3\)",
+        ),
         ({"landmarks": LANDMARKS[:1]}, ValueError, r"landmarks \(1, 2, 3, 4\)"),
         ({"key": TOKENS[:, :1]}, ValueError, r"key \(2, 1, 6, 4\)"),
-        ({"value": TOKENS[:, :, :5]}, ValueError, r"tokens of the keys, \(2, 2, 6\); got shape \(2, 2, 5, 4\)"),
+        (
+            {"value": TOKENS[:, :, :5]},
+            ValueError,
+            r"tokens of the keys, \(2, 2, 6\); got shape \(2, 2, 5, 4\)",
+        ),
         ({"key_padding_mask": torch.zeros(2, 6)}, TypeError, r"bool tensor.*got torch\.float32"),
         ({"key_padding_mask": [[True]]}, TypeError, "bool tensor.*got list"),
-        ({"key_padding_mask": torch.zeros(2, 5, dtype=torch.bool)}, ValueError, r"= \(2, 6\), got shape \(2, 5\)"),
-        ({"key_padding_mask": torch.zeros(2, 6, dtype=torch.bool, device="meta")}, ValueError, "must be on cpu"),
-        ({"landmark_padding_mask": torch.zeros(2, 6, dtype=torch.bool)}, ValueError, r"= \(2, 3\), got shape \(2, 6\)"),
-        ({"normalization": "softmax"}, ValueError, "normalization must be one of 'none', 'landmark', 'token', got 'softmax'"),
+        (
+            {"key_padding_mask": torch.zeros(2, 5, dtype=torch.bool)},
+            ValueError,
+            r"= \(2, 6\), got shape \(2, 5\)",
+        ),
+        (
+            {"key_padding_mask": torch.zeros(2, 6, dtype=torch.bool, device="meta")},
+            ValueError,
+            "must be on cpu",
+        ),
+        (
+            {"landmark_padding_mask": torch.zeros(2, 6, dtype=torch.bool)},
+            ValueError,
+            r"= \(2, 3\), got shape \(2, 6\)",
+        ),
+        (
+            {"normalization": "softmax"},
+            ValueError,
+            "normalization must be one of 'none', 'landmark', 'token', got 'softmax'",
+        ),
         ({"impl": "cuda"}, ValueError, "impl must be one of 'auto', 'eager', 'triton', got 'cuda'"),
         ({"impl": "triton"}, ValueError, "impl='triton' .* use impl='eager'"),
         ({"scale": 0}, ValueError, "scale must be a positive finite number or None, got 0"),
@@ -103,12 +132,30 @@ MAP = torch.randn(2, 3, 4, 8)
         ({}, (X,), {"num_prefix_tokens": 13}, ValueError, "between 0 and the 12 tokens, got 13"),
         ({}, (MAP,), {"grid": (4, 3)}, ValueError, "is not that of the map"),
         ({}, (MAP,), {"num_prefix_tokens": 1}, ValueError, "no place for prefix tokens"),
-        ({}, (X,), {"key_padding_mask": torch.zeros(2, 11, dtype=torch.bool)}, ValueError, r"\(2, 12\), got shape \(2, 11\)"),
+        (
+            {},
+            (X,),
+            {"key_padding_mask": torch.zeros(2, 11, dtype=torch.bool)},
+            ValueError,
+            r"\(2, 12\), got shape \(2, 11\)",
+        ),
         ({}, (X,), {"key_padding_mask": torch.zeros(2, 12)}, TypeError, "must be a bool tensor"),
         ({}, (X,), {"is_causal": True}, ValueError, "causal attention is not offered"),
-        ({"value_conv": 3}, (X,), {}, ValueError, r"value_conv=\(3, 3\) is for grids of 2 dimensions"),
+        (
+            {"value_conv": 3},
+            (X,),
+            {},
+            ValueError,
+            r"value_conv=\(3, 3\) is for grids of 2 dimensions",
+        ),
         ({"value_conv": (3,)}, (X, X), {}, ValueError, "in cross-attention the values are not at"),
-        ({"landmarks": ConvLandmarks(4, 2)}, (X,), {}, ValueError, r"stride=\(2, 2\) is for grids of 2"),
+        (
+            {"landmarks": ConvLandmarks(4, 2)},
+            (X,),
+            {},
+            ValueError,
+            r"stride=\(2, 2\) is for grids of 2",
+        ),
         ({"landmarks": AvgPoolLandmarks((2, 2))}, (X,), {}, ValueError, "has 2 dimensions"),
     ],
 )

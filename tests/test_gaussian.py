@@ -1,14 +1,15 @@
 """The Gaussian block and exact attention."""
 
 import pytest
-import softattn
 import torch
 from budget import assert_within_budget
 from hypothesis import given
 from hypothesis import strategies as st
-from softattn import reference
 from strategies import DTYPES, normal, padding_masks, problems, seeds, spreads
 from torch.autograd import gradcheck, gradgradcheck
+
+import softattn
+from softattn import reference
 
 pytestmark = pytest.mark.usefixtures("tiles")
 
@@ -61,7 +62,10 @@ def test_attention_is_within_budget(problem, normalize):
     # Products instead of differences leave an error of their own in the distances.
     distances = 1 + torch.cat([q, k], 2).double().square().sum(-1).amax() if q.numel() else 1
     assert_within_budget(
-        answer, truth, baseline=plain.to(v.dtype), magnitude=magnitude * distances * v.double().abs().amax()
+        answer,
+        truth,
+        baseline=plain.to(v.dtype),
+        magnitude=magnitude * distances * v.double().abs().amax(),
     )
 
 
@@ -146,7 +150,5 @@ def test_attention_over_a_tile_border_is_that_of_one_row_at_a_time(seed, spread)
     tokens = normal(1, 1, 9, 3, seed=seed, spread=spread)
     value = normal(1, 1, 9, 2, seed=seed + 1)
     whole = softattn.gaussian_attention(tokens, None, value)
-    rows = [
-        softattn.gaussian_attention(tokens[:, :, i : i + 1], tokens, value) for i in range(9)
-    ]
+    rows = [softattn.gaussian_attention(tokens[:, :, i : i + 1], tokens, value) for i in range(9)]
     torch.testing.assert_close(whole, torch.cat(rows, 2), rtol=1e-11, atol=1e-13)

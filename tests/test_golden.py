@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import softattn
 import torch
+
+import softattn
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = json.loads((GOLDEN / "official_state_dict_shapes.json").read_text())

@@ -1,20 +1,23 @@
 """The landmark samplers."""
 
+from itertools import pairwise
+
 import pytest
-import softattn
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from softattn import AvgPoolLandmarks, ConvLandmarks
 from strategies import normal, padding_masks, seeds
 from torch.autograd import gradcheck
+
+import softattn
+from softattn import AvgPoolLandmarks, ConvLandmarks
 
 
 def runs(length: int, count: int) -> list[range]:
     """A partition of range(length) into ``count`` runs, the longer ones first."""
     size, longer = divmod(length, count)
     starts = [i * size + min(i, longer) for i in range(count + 1)]
-    return [range(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(starts)]
 
 
 @given(
@@ -87,9 +90,7 @@ def test_counts(count, grid, bins):
     assert landmarks.shape == (2, 1, torch.Size(bins).numel(), 3)
 
 
-@given(
-    count=st.integers(1, 100), grid=st.lists(st.integers(1, 40), min_size=1, max_size=3)
-)
+@given(count=st.integers(1, 100), grid=st.lists(st.integers(1, 40), min_size=1, max_size=3))
 def test_never_more_landmarks_than_asked_for_nor_than_tokens(count, grid):
     bins = AvgPoolLandmarks(count).bins(grid)
     assert torch.Size(bins).numel() <= count
@@ -127,9 +128,7 @@ def test_convolution_treats_a_remainder_as_asked():
     assert pad(tokens, (5, 7)).shape[2] == 6
     assert crop(tokens, (5, 7)).shape[2] == 2
     padded = torch.nn.functional.pad(tokens.view(1, 1, 5, 7, 4), (0, 0, 0, 2, 0, 1))
-    torch.testing.assert_close(
-        pad(tokens, (5, 7)), crop(padded.flatten(2, 3), (6, 9))
-    )
+    torch.testing.assert_close(pad(tokens, (5, 7)), crop(padded.flatten(2, 3), (6, 9)))
     with pytest.raises(ValueError, match=r"stride=\(3, 3\) does not divide the grid \(5, 7\)"):
         error(tokens, (5, 7))
 

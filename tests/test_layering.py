@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import softattn
 
 PACKAGE = Path(softattn.__file__).parent
@@ -45,7 +46,11 @@ def test_every_file_has_its_layer():
 @pytest.mark.parametrize("name", ALLOWED)
 def test_imports_point_one_way(name):
     imported = imports_of(PACKAGE / f"{name}.py")
-    ours = {parts[1] for module in imported if (parts := module.split("."))[0] == "softattn" and len(parts) > 1}
+    ours = {
+        parts[1]
+        for module in imported
+        if (parts := module.split("."))[0] == "softattn" and len(parts) > 1
+    }
     assert ours & set(ALLOWED) <= ALLOWED[name]
     assert "triton" not in {module.split(".")[0] for module in imported}
 

@@ -1,12 +1,13 @@
 """No n × m array is ever made, forward or backward, by any normalisation."""
 
 import pytest
-import softattn
 import torch
-from softattn import streaming
 from strategies import NORMALIZATIONS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import softattn
+from softattn import streaming
 
 N, M, D = 2**16, 64, 8
 

@@ -3,13 +3,14 @@
 import copy
 
 import pytest
-import softattn
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
 from strategies import NORMALIZATIONS, normal, padding_masks, seeds
 from torch.autograd import gradcheck
+
+import softattn
+from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
 
 GRIDS = [(13,), (5, 8), (7, 3), (1, 1), (3, 4, 5)]
 
@@ -41,16 +42,11 @@ def test_forward_is_its_parts(grid):
 
     keys, values = heads(attention.qk_proj), heads(attention.v_proj)
     landmarks = attention.landmarks(keys, grid)
-    attended = softattn.softmax_free_attention(
-        keys, None, values, landmarks, normalization="token"
-    )
+    attended = softattn.softmax_free_attention(keys, None, values, landmarks, normalization="token")
     for feature in range(3):
         maps = values[..., feature].unflatten(-1, grid)
         local = torch.stack(
-            [
-                convolve(maps[:, head], attention.value_conv.weight[head, 0])
-                for head in range(2)
-            ],
+            [convolve(maps[:, head], attention.value_conv.weight[head, 0]) for head in range(2)],
             1,
         )
         attended[..., feature] += local.flatten(2)
@@ -183,7 +179,11 @@ def test_gradients_of_every_parameter():
 def test_parameter_names():
     attention = SoftmaxFreeAttention(8, 2, landmarks=ConvLandmarks(4, 2), value_conv=3)
     assert list(attention.state_dict()) == [
-        *(f"{name}.{kind}" for name in ("qk_proj", "v_proj", "out_proj") for kind in ("weight", "bias")),
+        *(
+            f"{name}.{kind}"
+            for name in ("qk_proj", "v_proj", "out_proj")
+            for kind in ("weight", "bias")
+        ),
         "landmarks.conv.weight",
         "landmarks.norm.weight",
         "landmarks.norm.bias",
@@ -252,14 +252,21 @@ def test_autocast_rounds_inputs_and_outputs_alone(dtype, normalization):
 @pytest.mark.parametrize("kind", ["equal", "zero", "huge", "one-hot", "two points", "tiny"])
 def test_adversarial_tokens_stay_finite(dtype, normalization, kind):
     n, d = 64, 8
-    tokens = {
-        "equal": torch.ones(1, 1, n, d) * 50,
-        "zero": torch.zeros(1, 1, n, d),
-        "huge": torch.nn.functional.normalize(torch.randn(1, 1, n, d), dim=-1) * 1e4,
-        "one-hot": torch.eye(d).repeat(n // d, 1)[None, None],
-        "two points": torch.tensor([1e4, -1e4]).repeat(n // 2)[None, None, :, None].expand(-1, -1, -1, d),
-        "tiny": torch.randn(1, 1, n, d) * 1e-7,
-    }[kind].to(dtype).clone().requires_grad_()
+    tokens = (
+        {
+            "equal": torch.ones(1, 1, n, d) * 50,
+            "zero": torch.zeros(1, 1, n, d),
+            "huge": torch.nn.functional.normalize(torch.randn(1, 1, n, d), dim=-1) * 1e4,
+            "one-hot": torch.eye(d).repeat(n // d, 1)[None, None],
+            "two points": torch.tensor([1e4, -1e4])
+            .repeat(n // 2)[None, None, :, None]
+            .expand(-1, -1, -1, d),
+            "tiny": torch.randn(1, 1, n, d) * 1e-7,
+        }[kind]
+        .to(dtype)
+        .clone()
+        .requires_grad_()
+    )
     value = torch.randn(1, 1, n, 4).to(dtype)
     landmarks = AvgPoolLandmarks(16)(tokens)
     answer = softattn.softmax_free_attention(

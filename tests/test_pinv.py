@@ -1,13 +1,14 @@
 """The Newton inverses: Penrose's conditions, accuracy, convergence, gradients."""
 
 import pytest
-import softattn
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from softattn import NewtonPinv, newton_pinv, newton_pinv_ex
 from strategies import normal, seeds
 from torch.autograd import gradcheck, gradgradcheck
+
+import softattn
+from softattn import NewtonPinv, newton_pinv, newton_pinv_ex
 
 norm = torch.linalg.matrix_norm
 

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from softattn import reference
 from strategies import NORMALIZATIONS, normal
+
+from softattn import reference
 
 B, H, N_Q, N_K, D, D_V, M = 2, 2, 4, 5, 3, 2, 3
 
