@@ -183,9 +183,16 @@ def _steps(a: Tensor, count: int) -> Tensor:
     return torch.full(a.shape[:-2], count, dtype=torch.int64, device=a.device)
 
 
+def _step(inverse: Tensor, target: Tensor, a: float, b: float) -> Tensor:
+    """a V − b V A V, in two batched products."""
+    batch = inverse.shape[:-2]
+    v, x = inverse.flatten(0, -3), target.flatten(0, -3)
+    return torch.baddbmm(v, v @ x, v, beta=a, alpha=-b).unflatten(0, batch)
+
+
 def _newton(target: Tensor, inverse: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     for _ in range(iterations):
-        inverse = 2 * inverse - inverse @ target @ inverse
+        inverse = _step(inverse, target, 2, 1)
     return inverse, _steps(target, iterations)
 
 
@@ -202,6 +209,63 @@ def _soft_norm_official_start(a: Tensor, target: Tensor) -> Tensor:
         distance = (identity - alpha * square).abs().sum(-2).amax()
         alpha = torch.where(distance > 1.01, alpha / 2, alpha)
     return alpha * target
+
+
+def _transpose(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tensor, Tensor]:
+    """Newton's iteration from Aᵀ / (‖A‖₁ ‖A‖∞), on the matrix scaled to a largest entry of 1.
+
+    The answer is W = V A V, which is V rid of what rounding has grown outside the range of Aᵀ. A
+    matrix is done once ‖A − A V A‖ has sunk into the rounding of its products, ε ‖A‖ ‖V‖ / ‖V A‖
+    relative to ‖A‖ in Frobenius norms, while no small singular value is still growing: V moves by
+    less than half in a step and W by less than a tenth. Four more steps then use up all digits.
+    """
+    tiny, eps = torch.finfo(target.dtype).tiny, torch.finfo(target.dtype).eps
+    unit = _largest_entry(target)
+    a = target / unit
+    norms = a.abs().sum(-2).amax(-1) * a.abs().sum(-1).amax(-1)
+    inverse = a.mT / norms.clamp(min=tiny)[..., None, None]
+    if iterations is None:
+        cap = _TRANSPOSE_CAP_PER_DIGIT * -math.log2(eps) + 2 * math.log2(max(a.shape[-2:]))
+        left = _steps(a, math.ceil(cap))
+        taken = _steps(a, 0)
+        while left.any():
+            step = inverse @ a
+            rounding = 2 * eps * _norm(a) * _norm(inverse) / _norm(step).clamp(min=tiny)
+            projected = step @ inverse
+            unfinished = (
+                (_relative(a - a @ step, a) > rounding)
+                | (_relative(inverse - projected, inverse) > 0.5)
+                | (_relative(projected - projected @ a @ projected, projected) > 0.1)
+            )
+            left = torch.where(unfinished, left, left.clamp(max=4))
+            active = left > 0
+            inverse = torch.where(active[..., None, None], 2 * inverse - projected, inverse)
+            left, taken = left - active.long(), taken + active.long()
+    else:
+        inverse, taken = _newton(a, inverse, iterations)
+    return inverse @ a @ inverse / unit, taken
+
+
+def _minimax(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tensor, Tensor]:
+    """Newton's steps scaled for the interval [l, 1] that holds the spectrum of V A.
+
+    With c the middle of the interval, x ← x (2c − x) / c² maps it onto [l (2c − l) / c², 1]: both
+    ends meet at the lower one. A last factor 2 / (1 + l) centres what is left around 1. V starts at
+    I / ‖A‖∞, and where entries are at most 1, ‖A‖∞ is at most size + ridge: so l, and with it the
+    number of steps, is known before anything is computed.
+    """
+    size = target.shape[-1]
+    norm = target.abs().sum(-1).amax(-1)[..., None, None]
+    inverse = torch.eye(size, dtype=target.dtype, device=target.device) / norm
+    lower = ridge / (size + ridge)
+    eps = torch.finfo(target.dtype).eps
+    steps = 0
+    while steps < iterations if iterations is not None else (1 - lower) / (1 + lower) > eps:
+        middle = (1 + lower) / 2
+        inverse = _step(inverse, target, 2 / middle, 1 / middle**2)
+        lower = min(lower * (2 * middle - lower) / middle**2, 1.0)
+        steps += 1
+    return inverse * (2 / (1 + lower)), _steps(target, steps)
 
 
 def _transpose(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tensor, Tensor]:
