@@ -28,7 +28,11 @@ class Environment:
 
     def line(self) -> str:
         """The line that stands under every figure."""
-        threads = f" · {self.threads} threads" if self.device == "cpu" else f" · CUDA {self.cuda}"
+        threads = (
+            f" · {self.threads} CPU thread{'s' if self.threads > 1 else ''}"
+            if self.device == "cpu"
+            else f" · CUDA {self.cuda}"
+        )
         return (
             f"{self.device_name}{threads} · {self.dtype} · torch {self.torch} · "
             f"softattn {self.softattn}"

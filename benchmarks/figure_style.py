@@ -16,6 +16,9 @@ from matplotlib.ticker import FixedLocator, NullLocator
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+_FOOT_LINE_INCHES = 0.2
+_LEGEND_INCHES = 0.35
+
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -50,7 +53,27 @@ def name_ticks(panel: Axes, positions: Sequence[float], labels: Sequence[str]) -
     panel.set_xticks(list(positions), list(labels))
 
 
-def head_and_foot(figure: Figure, title: str, foot: str) -> None:
-    """The title above the panels, and the line on device and versions below them."""
+def head_and_foot(figure: Figure, title: str, foot: str, legend_of: Axes | None = None) -> None:
+    """The title above the panels; below, the line on device and versions.
+
+    Where all panels share one legend, that of ``legend_of`` stands between panels and foot.
+    """
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.supxlabel(foot, fontsize=8, color="#555555")
+    inch = 1 / figure.get_figheight()
+    text = figure.text(0.5, 0.05 * inch, foot, ha="center", va="bottom")
+    text.set(fontsize=8, color="#555555", in_layout=False)
+    height = _FOOT_LINE_INCHES * (1 + foot.count("\n")) * inch
+    if legend_of is not None:
+        handles, labels = legend_of.get_legend_handles_labels()
+        legend = figure.legend(
+            handles,
+            labels,
+            loc="lower center",
+            ncols=len(labels),
+            bbox_to_anchor=(0.5, height),
+            borderaxespad=0,
+        )
+        legend.set_in_layout(False)
+        height += _LEGEND_INCHES * inch
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.set(rect=(0, height, 1, 1 - height))  # type: ignore[call-arg]

@@ -18,10 +18,8 @@ def bytes_text(count: float) -> str:
 
 
 def three_digits(number: float) -> str:
-    """A positive number to about three digits, without an exponent."""
-    if number >= 100:
-        return f"{number:,.0f}"
-    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+    """Three digits of a number, all before the point where there are more."""
+    return f"{number:,.0f}" if number >= 999.5 else f"{number:.3g}"
 
 
 def error_text(error: float) -> str:

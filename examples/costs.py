@@ -1,7 +1,6 @@
 """What one attention call costs: seconds and peak memory, each method in a process of its own."""
 
 import math
-import statistics
 import sys
 import tempfile
 import time
@@ -19,14 +18,23 @@ Grid = tuple[int, int]
 Attention = Callable[[Tensor, Grid], Tensor]
 
 WARM_UP_GRID = (16, 16)
-REPEAT_FOR_SECONDS = 0.5
+MOST_REPETITIONS = 5
+REPEAT_FOR_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attention whose time grows as n to the ``exponent``."""
+
+    attention: Attention
+    exponent: int
 
 
 @dataclass(frozen=True)
 class Cost:
     """One call, or what it would have cost where it was left out.
 
-    seconds: the median over repetitions; an estimate where ``skipped``.
+    seconds: of the fastest repetition; an estimate where ``skipped``.
     peak_mib: what the call and its input added to the memory of the process, None where skipped.
     """
 
@@ -43,13 +51,13 @@ class Cost:
 
 
 def measure_costs(
-    methods: Mapping[str, Attention], inputs: Mapping[Grid, Tensor], limit_seconds: float
+    methods: Mapping[str, Method], inputs: Mapping[Grid, Tensor], limit_seconds: float
 ) -> Iterator[Cost]:
     """The cost of each method on each input, smallest input first.
 
-    A call that would take more than ``limit_seconds``, were its cost quadratic since the last one,
-    is left out. A process meets its inputs in growing order, so that the highest memory it has
-    ever used is that of the present one.
+    A call that, going by the last one, would take more than ``limit_seconds`` is left out. A
+    process meets its inputs in growing order, so that the highest memory it has ever used is that
+    of the present one.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = {}
@@ -58,36 +66,37 @@ def measure_costs(
             np.save(files[grid], inputs[grid].numpy())
         for name, method in methods.items():
             with worker_processes(1, torch.get_num_threads()) as process:
-                resident = process.apply(_warm_up, (method,))
+                resident = process.apply(_warm_up, (method.attention,))
                 last: Cost | None = None
                 for grid, file in files.items():
                     growth = math.prod(grid) / last.tokens if last else 0.0
-                    estimate = last.seconds * growth**2 if last else 0.0
+                    estimate = last.seconds * growth**method.exponent if last else 0.0
                     if estimate > limit_seconds:
                         last = Cost(name, grid, estimate, None, skipped=True)
                     else:
-                        seconds, peak = process.apply(_measure, (method, file, grid))
+                        seconds, peak = process.apply(_measure, (method.attention, file, grid))
                         last = Cost(name, grid, seconds, max(peak - resident, 0) / 2**20)
                     yield last
 
 
-def _warm_up(method: Attention) -> int:
-    """Runs ``method`` on few tokens, and says how many bytes the process now holds."""
+def _warm_up(attention: Attention) -> int:
+    """Runs ``attention`` on few tokens, and says how many bytes the process now holds."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        method(torch.randn(1, 1, math.prod(WARM_UP_GRID), 32, generator=generator), WARM_UP_GRID)
+        tokens = torch.randn(1, 1, math.prod(WARM_UP_GRID), 32, generator=generator)
+        attention(tokens, WARM_UP_GRID)
     return _memory("VmRSS")
 
 
-def _measure(method: Attention, file: Path, grid: Grid) -> tuple[float, int]:
-    """Median seconds of ``method``, and the most bytes that the process has ever held."""
+def _measure(attention: Attention, file: Path, grid: Grid) -> tuple[float, int]:
+    """Least seconds of ``attention``, and the most bytes that the process has ever held."""
     tokens = torch.from_numpy(np.load(file))
     seconds: list[float] = []
-    while sum(seconds) < REPEAT_FOR_SECONDS:
+    while len(seconds) < MOST_REPETITIONS and sum(seconds) < REPEAT_FOR_SECONDS:
         start = time.perf_counter()
-        method(tokens, grid)
+        attention(tokens, grid)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), _memory("VmHWM")
+    return min(seconds), _memory("VmHWM")
 
 
 def _memory(field: str) -> int:

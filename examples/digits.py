@@ -3,12 +3,9 @@
 import os
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange
-from rich.progress import Progress
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -18,6 +15,7 @@ from torch.nn import functional as F
 import softattn
 from examples.pictures import draw_learning_curves
 from examples.processes import worker_processes
+from examples.report import Report
 
 VARIANTS = {
     "landmark": 'softattn, "landmark"',
@@ -26,6 +24,8 @@ VARIANTS = {
     "softmax": "softmax (PyTorch's SDPA)",
 }
 SEEDS = (0, 1, 2)
+# The network and its training were settled on another split, with random_state=0.
+SPLIT_SEED = 1
 EPOCHS = 12
 GRID = (8, 8)
 NUM_LANDMARKS = 16
@@ -117,11 +117,11 @@ def train(job: tuple[str, int, int]) -> TrainingRun:
     variant, seed, epochs = job
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)
-    images = (images - images.mean()) / images.std()
     targets = torch.tensor(digits.target)
     train_rows, test_rows = train_test_split(
-        torch.arange(len(targets)), test_size=0.25, random_state=0, stratify=digits.target
+        torch.arange(len(targets)), test_size=0.25, random_state=SPLIT_SEED, stratify=digits.target
     )
+    images = (images - images[train_rows].mean()) / images[train_rows].std()
 
     torch.manual_seed(seed)
     model = Classifier(variant)
@@ -136,7 +136,7 @@ def train(job: tuple[str, int, int]) -> TrainingRun:
         for batch in train_rows[torch.randperm(len(train_rows))].split(BATCH_SIZE):
             loss = F.cross_entropy(model(images[batch]), targets[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         with torch.no_grad():
@@ -151,42 +151,39 @@ def train(job: tuple[str, int, int]) -> TrainingRun:
     )
 
 
-def show_digits(out: Path, progress: Progress, results: dict[str, Any], *, quick: bool) -> Path:
+def show_digits(report: Report) -> None:
     """Trains every variant with every seed, one core each; prints a table and draws the curves."""
-    seeds, epochs = ((0,), 1) if quick else (SEEDS, EPOCHS)
+    seeds, epochs = ((0,), 1) if report.quick else (SEEDS, EPOCHS)
     jobs = [(variant, seed, epochs) for seed in seeds for variant in VARIANTS]
-    task = progress.add_task("digits: training", total=len(jobs))
+    task = report.progress.add_task("digits: training", total=len(jobs))
     runs: list[TrainingRun] = []
-    path = out / "digits.png"
     try:
         with worker_processes(min(len(jobs), os.cpu_count() or 1), threads=1) as processes:
             for run in processes.imap_unordered(train, jobs):
                 runs.append(run)
-                progress.update(
-                    task,
-                    advance=1,
-                    description=f"digits: {VARIANTS[run.variant]} {run.test_accuracy[-1]:.1%}",
-                )
+                report.progress.advance(task)
     finally:
-        progress.remove_task(task)
+        report.progress.remove_task(task)
         runs.sort(key=lambda run: (list(VARIANTS).index(run.variant), run.seed))
-        results["digits"] = [asdict(run) for run in runs]
+        report.numbers["digits"] = [asdict(run) for run in runs]
         if runs:
-            by_variant = {
-                name: [run for run in runs if run.variant == variant]
-                for variant, name in VARIANTS.items()
-            }
-            trained = {name: group for name, group in by_variant.items() if group}
-            progress.console.print(_table(trained))
+            by_variant: dict[str, list[TrainingRun]] = {}
+            for run in runs:
+                by_variant.setdefault(VARIANTS[run.variant], []).append(run)
+            report.print(_table(by_variant))
             draw_learning_curves(
-                path, {name: [r.test_accuracy for r in group] for name, group in trained.items()}
+                report.new_picture("digits.png"),
+                {name: [run.test_accuracy for run in group] for name, group in by_variant.items()},
             )
-    return path
 
 
 def _table(trained: dict[str, list[TrainingRun]]) -> Table:
     table = Table(
-        title="Handwritten digits, test accuracy after the last epoch", title_justify="left"
+        title="Handwritten digits, test accuracy after the last epoch",
+        caption="Mean and range over the seeds; one of the 450 test images is 0.2 %. Training on "
+        "one core.",
+        title_justify="left",
+        caption_justify="left",
     )
     table.add_column("attention")
     for heading in ("accuracy", "range", "parameters", "training"):

@@ -1,21 +1,19 @@
 """A photograph as tokens: what attention over it costs, how exact it is, and what it looks at."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from rich.progress import Progress
 from rich.table import Table
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn import functional as F
 
 import softattn
-from examples.costs import Attention, Cost, Grid, measure_costs
-from examples.pictures import draw_attention_rows
+from examples.costs import Cost, Grid, Method, measure_costs
+from examples.pictures import AttentionRows, draw_attention_rows
+from examples.report import Report
 
 GRIDS: tuple[Grid, ...] = ((53, 80), (107, 160), (213, 320), (427, 640))
 QUICK_GRIDS: tuple[Grid, ...] = ((16, 24), (27, 40))
@@ -24,7 +22,7 @@ POSITION_WEIGHT = 2.0
 # Of the kernel, as a multiple of the layer's default scale 1/√D: about a tenth of the photograph
 # is then close to any one place.
 SHARPNESS = 4.0
-LIMIT_SECONDS = 30.0
+LIMIT_SECONDS = 20.0
 SAMPLED_ROWS = 1000
 
 PICTURE_GRID: Grid = (213, 320)
@@ -61,8 +59,8 @@ def photograph_tokens(grid: Grid) -> Tensor:
 
 
 def kernel_scale(tokens: Tensor) -> float:
-    """s in k(x, y) = exp(−s ‖x − y‖² / 2)."""
-    return SHARPNESS / float(tokens.shape[-1]) ** 0.5
+    """The s of k(x, y) = exp(−s ‖x − y‖² / 2)."""
+    return SHARPNESS / math.sqrt(tokens.shape[-1])
 
 
 def softmax_free(tokens: Tensor, grid: Grid, num_landmarks: int) -> Tensor:
@@ -85,10 +83,13 @@ def softmax(tokens: Tensor, grid: Grid) -> Tensor:
     return F.scaled_dot_product_attention(tokens, tokens, tokens, scale=kernel_scale(tokens))
 
 
-METHODS: dict[str, Attention] = {
-    **{f"softattn, {m} landmarks": partial(softmax_free, num_landmarks=m) for m in NUM_LANDMARKS},
-    "softmax (PyTorch's SDPA)": softmax,
-    "exact Gaussian": exact,
+SOFTMAX_FREE = {
+    f"softattn, {m} landmarks": Method(partial(softmax_free, num_landmarks=m), exponent=1)
+    for m in NUM_LANDMARKS
+}
+METHODS = SOFTMAX_FREE | {
+    "softmax (PyTorch's SDPA)": Method(softmax, exponent=2),
+    "exact Gaussian": Method(exact, exponent=2),
 }
 
 
@@ -104,25 +105,11 @@ def approximation_errors(tokens: Tensor, grid: Grid) -> dict[str, float]:
         rows, tokens, tokens, normalize=True, scale=kernel_scale(tokens)
     )
 
-    def error(method: Attention) -> float:
-        return float((method(tokens, grid)[:, :, sample] - answer).norm() / answer.norm())
-
-    return {name: error(method) for name, method in METHODS.items() if "softattn" in name}
-
-
-@dataclass(frozen=True)
-class AttentionRows:
-    """Rows of the attention matrix, for the tokens at some places.
-
-    approximated: [places, n], the rows of softattn's matrix, which never exists as a whole.
-    exact: [places, n], the rows that they approximate.
-    layer_mismatch: the largest difference between approximated · V and what softattn answers at
-        these tokens, over the largest entry of the latter: 0 up to rounding.
-    """
-
-    approximated: Tensor
-    exact: Tensor
-    layer_mismatch: float
+    errors = {}
+    for name, method in SOFTMAX_FREE.items():
+        output = method.attention(tokens, grid)[:, :, sample]
+        errors[name] = float((output - answer).norm() / answer.norm())
+    return errors
 
 
 def attention_rows(tokens: Tensor, grid: Grid, num_landmarks: int, index: Tensor) -> AttentionRows:
@@ -147,82 +134,75 @@ def attention_rows(tokens: Tensor, grid: Grid, num_landmarks: int, index: Tensor
     return AttentionRows(rows, exact_rows / exact_rows.sum(-1, keepdim=True), float(mismatch))
 
 
-def show_costs(out: Path, progress: Progress, results: dict[str, Any], *, quick: bool) -> None:
+def show_costs(report: Report) -> None:
     """Measures time, memory and error at rising resolutions, and prints them as a table."""
-    inputs = {grid: photograph_tokens(grid) for grid in (QUICK_GRIDS if quick else GRIDS)}
-    costs: list[Cost] = []
+    task = report.progress.add_task("photograph: errors", total=None)
+    inputs = {grid: photograph_tokens(grid) for grid in (QUICK_GRIDS if report.quick else GRIDS)}
     errors = {grid: approximation_errors(tokens, grid) for grid, tokens in inputs.items()}
-    task = progress.add_task("photograph: time and memory", total=len(inputs) * len(METHODS))
+    report.progress.update(
+        task, description="photograph: time and memory", total=len(inputs) * len(METHODS)
+    )
+    costs: list[Cost] = []
     try:
         for cost in measure_costs(METHODS, inputs, LIMIT_SECONDS):
             costs.append(cost)
-            progress.advance(task)
-            progress.update(task, description=f"photograph: {cost.method}, n = {cost.tokens:,}")
+            report.progress.advance(task)
     finally:
-        progress.remove_task(task)
-        progress.console.print(_cost_table(costs, errors))
-        results["costs"] = [
+        report.progress.remove_task(task)
+        report.print(_cost_table(costs, errors))
+        report.numbers["costs"] = [
             asdict(cost) | {"error": errors[cost.grid].get(cost.method)} for cost in costs
         ]
 
 
-def show_attention_rows(
-    out: Path, progress: Progress, results: dict[str, Any], *, quick: bool
-) -> Path:
+def show_attention_rows(report: Report) -> None:
     """Draws what a few places of the photograph attend to."""
-    task = progress.add_task("photograph: rows of the attention matrix", total=None)
-    grid = QUICK_GRIDS[-1] if quick else PICTURE_GRID
+    task = report.progress.add_task("photograph: rows of the attention matrix", total=None)
+    grid = QUICK_GRIDS[-1] if report.quick else PICTURE_GRID
     height, width = grid
     places = {name: (int(y * height), int(x * width)) for name, (y, x) in PLACES.items()}
     index = torch.tensor([y * width + x for y, x in places.values()])
     num_landmarks = NUM_LANDMARKS[-1]
     rows = attention_rows(photograph_tokens(grid), grid, num_landmarks, index)
-    negative = (-rows.approximated.clamp(max=0)).sum(-1)
-    moved = (rows.approximated - rows.exact).abs().sum(-1) / 2
-    path = out / "attention_rows.png"
     draw_attention_rows(
-        path, photograph(grid), places, rows.approximated, rows.exact, num_landmarks
+        report.new_picture("attention_rows.png"), photograph(grid), places, rows, num_landmarks
     )
-    progress.remove_task(task)
-    progress.console.print(
-        f"Rows of the attention matrix ({num_landmarks} landmarks, {height * width:,} tokens): row · V"
-        f" differs from the layer's output by {rows.layer_mismatch:.1e} of its scale."
+    report.progress.remove_task(task)
+    report.print(
+        f"Four rows of the {height * width:,} × {height * width:,} attention matrix, from its "
+        f"factors ({num_landmarks} landmarks): row · V is the layer's answer to within "
+        f"{rows.layer_mismatch:.0e} of its size."
     )
-    results["rows"] = {
+    report.numbers["attention_rows"] = {
         "grid": grid,
         "landmarks": num_landmarks,
         "layer_mismatch": rows.layer_mismatch,
-        "places": {
-            name: {"negative_weight": float(negative[i]), "misplaced_weight": float(moved[i])}
-            for i, name in enumerate(places)
-        },
+        "negative_weight": dict(zip(places, rows.negative_weight.tolist(), strict=True)),
+        "misplaced_weight": dict(zip(places, rows.misplaced_weight.tolist(), strict=True)),
     }
-    return path
 
 
 def _cost_table(costs: list[Cost], errors: dict[Grid, dict[str, float]]) -> Table:
-    table = Table(title="Self-attention over a photograph, forward", title_justify="left")
-    for heading in ("tokens", "attention"):
-        table.add_column(heading)
+    table = Table(
+        title="Self-attention over a photograph, forward",
+        caption=f"Kernel scale {SHARPNESS:.0f}/√D; error: of softattn, relative to the exact "
+        f"answer, over {SAMPLED_ROWS:,} rows; memory: at its peak, input included.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("tokens", justify="right")
+    table.add_column("attention")
     for heading in ("time", "memory", "error"):
         table.add_column(heading, justify="right")
-    for grid, name, cells in _cost_rows(costs, errors):
-        table.add_row(grid, name, *cells, end_section=name == list(METHODS)[-1])
+    for grid in sorted({cost.grid for cost in costs}):
+        for i, cost in enumerate(cost for cost in costs if cost.grid == grid):
+            error = errors[grid].get(cost.method)
+            table.add_row(
+                "" if i else f"{cost.tokens:,}",
+                cost.method,
+                f"—  (est. {cost.seconds:.0f} s)" if cost.skipped else f"{cost.seconds:.3f} s",
+                "" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB",
+                "" if error is None else f"{error:.1%}",
+            )
+        table.add_section()
     return table
-
-
-def _cost_rows(
-    costs: list[Cost], errors: dict[Grid, dict[str, float]]
-) -> Iterator[tuple[str, str, list[str]]]:
-    by_size = sorted(costs, key=lambda cost: cost.tokens)
-    shown: set[Grid] = set()
-    for cost in by_size:
-        heading = "" if cost.grid in shown else f"{cost.tokens:,}"
-        shown.add(cost.grid)
-        error = errors[cost.grid].get(cost.method)
-        if cost.skipped:
-            cells = ["—", f"est. {cost.seconds:.0f} s", ""]
-        else:
-            cells = [f"{cost.seconds:.3f} s", f"{cost.peak_mib:.0f} MiB", ""]
-        cells[-1] = "" if error is None else f"{error:.1%}"
-        yield heading, cost.method, cells

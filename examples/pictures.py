@@ -1,25 +1,48 @@
 """The pictures that the quickstart draws."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 INK = "#24292f"
 COLOURS = ("#0072b2", "#009e73", "#d55e00", "#6e7781")
-OUTLINE = [withStroke(linewidth=3, foreground="white")]
+
+
+@dataclass(frozen=True)
+class AttentionRows:
+    """Rows of the attention matrix, for the tokens at some places.
+
+    approximated: [places, n], the rows of softattn's matrix, which never exists as a whole.
+    exact: [places, n], the rows that they approximate.
+    layer_mismatch: the largest difference between approximated · V and what softattn answers at
+        these tokens, over the largest entry of the latter: 0 up to rounding.
+    """
+
+    approximated: Tensor
+    exact: Tensor
+    layer_mismatch: float
+
+    @property
+    def negative_weight(self) -> Tensor:
+        """[places], how much of a row's weight of 1 is below 0."""
+        return -self.approximated.clamp(max=0).sum(-1)
+
+    @property
+    def misplaced_weight(self) -> Tensor:
+        """[places], how much of a row's weight of 1 is not where the exact row has it."""
+        return (self.approximated - self.exact).abs().sum(-1) / 2
 
 
 def draw_attention_rows(
     path: Path,
     image: Tensor,
     places: Mapping[str, tuple[int, int]],
-    approximated: Tensor,
-    exact: Tensor,
+    rows: AttentionRows,
     num_landmarks: int,
 ) -> None:
     """The photograph with its places, and above each other the two rows of each place.
@@ -28,51 +51,55 @@ def draw_attention_rows(
         path: where the picture goes.
         image: [height, width, 3].
         places: (row, column) by name.
-        approximated: [places, height · width], softattn's rows.
-        exact: [places, height · width], the rows that they approximate.
+        rows: of these places, with n = height · width.
         num_landmarks: named in the title.
     """
     height, width, _ = image.shape
     n = height * width
-    figure = Figure(figsize=(17, 5.3), layout="constrained")
-    panels = figure.add_gridspec(2, len(places) + 2, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(17, 5), layout="compressed")
+    panels = figure.add_gridspec(2, len(places) + 2)
     photo = figure.add_subplot(panels[:, :2])
     photo.imshow(image)
     photo.set_title("The photograph and four of its tokens", loc="left", color=INK)
     photo.axis("off")
+    photo.set_anchor("N")
     for i, (name, place) in enumerate(places.items()):
-        _mark(photo, place, 130)
+        _mark(photo, place, filled=True)
         photo.annotate(
             f"{i + 1}", place[::-1], ha="center", va="center", color=INK, fontsize=9, weight="bold"
         )
         # The colour scale is that of the exact row but for its few largest entries.
-        most = float(np.quantile(n * exact[i].numpy(), 0.998))
+        most = float(np.quantile(n * rows.exact[i].numpy(), 0.998))
         pair = []
-        for line, rows in enumerate((approximated, exact)):
+        for line, matrix in enumerate((rows.approximated, rows.exact)):
             panel = figure.add_subplot(panels[line, i + 2])
-            weights = n * rows[i].view(height, width).clamp(min=0)
+            weights = n * matrix[i].view(height, width).clamp(min=0)
             heat = panel.imshow(weights, cmap="magma", vmin=0, vmax=most)
             panel.set(xticks=[], yticks=[])
-            _mark(panel, place, 40)
+            _mark(panel, place, filled=False)
             pair.append(panel)
             if i == 0:
                 panel.set_ylabel(("softattn", "exact")[line], color=INK, fontsize=12)
         pair[0].set_title(f"{i + 1}  {name}", color=INK)
+        pair[0].text(
+            0.98, 0.96, f"{float(rows.misplaced_weight[i]):.1%} misplaced", color="white",
+            fontsize=9, ha="right", va="top", transform=pair[0].transAxes,
+        )  # fmt: skip
         bar = figure.colorbar(
             heat, ax=pair, orientation="horizontal", fraction=0.06, pad=0.03, extend="max"
         )
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, colors=INK)
-    negative = float((-approximated.clamp(max=0)).sum(-1).max())
     figure.suptitle(
         f"What a token attends to: rows of the attention matrix over {n:,} tokens, from "
         f"{num_landmarks} landmarks and exactly",
         x=0.01, ha="left", fontsize=15, color=INK,
     )  # fmt: skip
     figure.supxlabel(
-        "Colour: weight as a multiple of 1/n. Approximated entries can be negative, at most "
-        f"{negative:.1%} of a row's weight here; they are drawn as 0.",
-        x=0.99, ha="right", fontsize=10, color=INK,
+        "Colour: weight as a multiple of 1/n. Misplaced: half the summed difference of the two "
+        "rows, whose weights sum to 1. Approximated entries\ncan be negative, here at most "
+        f"{float(rows.negative_weight.max()):.1%} of a row's weight in all; they are drawn as 0.",
+        x=0.01, ha="left", fontsize=10, color=INK,
     )  # fmt: skip
     figure.savefig(path, dpi=140)
 
@@ -100,23 +127,22 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
     axes.grid(axis="y", color="#d0d7de", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epoch", color=INK)
-    axes.set_ylabel("test accuracy (the scale is that of the error)", color=INK)
+    axes.set_ylabel("test accuracy (logarithmic in the error)", color=INK)
     seeds = max(map(len, curves.values()))
     axes.set_title(
         f"Handwritten digits: one network, four attentions, {seeds} seeds", loc="left", color=INK
     )
-    axes.legend(frameon=False, labelcolor=INK, loc="lower right")
+    axes.legend(edgecolor="white", framealpha=1, labelcolor=INK, loc="lower right")
     figure.savefig(path, dpi=140)
 
 
-def _mark(axes: Axes, place: tuple[int, int], size: float) -> None:
+def _mark(axes: Axes, place: tuple[int, int], *, filled: bool) -> None:
     row, column = place
-    filled = size > 100
     axes.scatter(
         column,
         row,
-        s=size,
+        s=130 if filled else 40,
         facecolor="white" if filled else "none",
-        edgecolor=INK if filled else "white",
+        edgecolor=INK if filled else "#00c8ff",
         linewidth=1.3,
     )

@@ -8,7 +8,6 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import softattn
 from examples.digits import show_digits
 from examples.photograph import show_attention_rows, show_costs
+from examples.report import Report
 
 
 def main() -> None:
@@ -30,19 +30,21 @@ def main() -> None:
 
     start = time.perf_counter()
     console = Console()
-    results: dict[str, Any] = {"environment": environment()}
-    console.print("softattn quickstart:", ", ".join(results["environment"].values()))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        report = Report(out, arguments.quick, progress)
+        report.numbers["environment"] = environment()
+        report.print("softattn quickstart on " + ", ".join(environment().values()))
         try:
-            for part in (show_costs, show_attention_rows, show_digits):
-                part(out, progress, results, quick=arguments.quick)
+            for show in (show_costs, show_attention_rows, show_digits):
+                show(report)
         except KeyboardInterrupt:
-            console.print("Stopped: what was finished is kept.")
-    results["seconds"] = time.perf_counter() - start
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    console.print(f"{results['seconds']:.0f} s. Pictures and numbers:")
-    for path in sorted(out.iterdir()):
+            report.print("Stopped. What was finished is kept.")
+    seconds = time.perf_counter() - start
+    numbers = out / "results.json"
+    numbers.write_text(json.dumps(report.numbers | {"seconds": seconds}, indent=2) + "\n")
+    console.print(f"{seconds:.0f} seconds. Pictures and numbers are in")
+    for path in (*report.pictures, numbers):
         console.print(f"  {path}")
 
 

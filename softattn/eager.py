@@ -48,7 +48,7 @@ def softmax_free_attention(
         output, quadratic = gaussian_product(query, landmarks, weights, scale=scale, form=form)
         if normalization == "token":
             if quadratic is not None:
-                output = output + (1 - quadratic) * value_and_one
+                output = torch.addcmul(output, 1 - quadratic, value_and_one)
             output = output[..., :-1] / output[..., -1:].clamp(min=TOKEN_DENOMINATOR_FLOOR)
     output = output.to(value.dtype)
     return _blank(output, key_padding_mask) if is_self else output

@@ -171,7 +171,8 @@ def _exponent(query: Tensor, key: Tensor, scale: float) -> Tensor:
 def _block(query: Tensor, key: Tensor, scale: float, shift: Tensor | None) -> Tensor:
     """One tile of P. The longer side goes along the rows, where the products are faster."""
     if shift is not None:
-        return _exponent(query, key, scale).add_(shift).exp_()
+        # The shift lifts no key above 0, up to rounding, but padding, which must not overflow.
+        return _exponent(query, key, scale).add_(shift).clamp_max_(1).exp_()
     if query.shape[-2] < key.shape[-2]:
         return _exponent(key, query, scale).exp_().mT
     return _exponent(query, key, scale).exp_()

@@ -99,6 +99,31 @@ def test_normalised_row_of_a_query_far_from_all_keys_is_the_nearest_key():
     torch.testing.assert_close(answer, torch.tensor([[[[2.0]]]]))
 
 
+def test_padded_key_does_not_hide_that_all_others_are_far():
+    query = torch.zeros(1, 1, 1, 2)
+    key = torch.tensor([[[[1e3, 0.0], [0.0, 0.0]]]])
+    value = torch.tensor([[[[2.0], [7.0]]]])
+    mask = torch.tensor([[False, True]])
+    answer = softattn.gaussian_attention(query, key, value, normalize=True, key_padding_mask=mask)
+    torch.testing.assert_close(answer, torch.full((1, 1, 1, 1), 2.0))
+
+
+def test_no_weight_exceeds_one_where_rounding_swallows_the_distance():
+    key = 1e4 * torch.nn.functional.normalize(torch.randn(1, 1, 30, 16), dim=-1)
+    query = key + 1e-3 * torch.randn_like(key)
+    sums = softattn.gaussian_attention(query, key, torch.ones(1, 1, 30, 1))
+    assert sums.max() <= 1.001
+
+
+def test_common_offset_costs_no_digits():
+    tokens = torch.randn(1, 1, 40, 8)
+    near = softattn.gaussian_attention(tokens, None, tokens)
+    moved = tokens + 1024
+    far = softattn.gaussian_attention(moved, None, moved - 1024)
+    back = softattn.gaussian_attention(moved - 1024, None, moved - 1024)
+    assert (far - back).abs().max() <= 1e-5 * near.abs().max()
+
+
 def test_where_keys_have_one_norm_it_is_softmax_attention():
     key = torch.nn.functional.normalize(normal(2, 2, 40, 8, seed=0), dim=-1) * 2.5
     query, value = normal(2, 2, 30, 8, seed=1), normal(2, 2, 40, 3, seed=2)

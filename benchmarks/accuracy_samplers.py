@@ -1,0 +1,36 @@
+"""The ways of choosing landmarks that ``benchmarks.accuracy`` compares."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from softattn import AvgPoolLandmarks
+
+# Landmarks (1, 1, m, d) of tokens (1, 1, side², d), from the tokens, the side, m and a seed.
+Sampler = Callable[[Tensor, int, int, int], Tensor]
+
+
+def _average_pooling(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
+    landmarks: Tensor = AvgPoolLandmarks(m)(tokens, (side, side))
+    return landmarks
+
+
+def _random_subset(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return tokens[..., torch.randperm(tokens.shape[-2], generator=generator)[:m], :]
+
+
+def _k_means(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
+    from sklearn.cluster import MiniBatchKMeans
+
+    clusters = MiniBatchKMeans(n_clusters=m, random_state=seed, n_init=3)
+    clusters.fit(tokens[0, 0].numpy())
+    return torch.from_numpy(clusters.cluster_centers_).to(tokens)[None, None]
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "average pooling": _average_pooling,
+    "random subset": _random_subset,
+    "k-means": _k_means,
+}

@@ -1,0 +1,50 @@
+"""The inverses that ``benchmarks.pinv`` compares, all of the same target A + ridge · I."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from softattn import newton_pinv, newton_pinv_ex
+
+# An inverse of A + ridge · I from A and the ridge.
+Inverse = Callable[[Tensor, float], Tensor]
+
+NEWTON = ("minimax", "transpose", "soft", "soft_norm_official")
+
+
+def newton(method: str, a: Tensor, ridge: float, iterations: int | None = None) -> Tensor:
+    """The Newton inverse of A + ridge · I by one of ``NEWTON``."""
+    a, own_ridge = _split_ridge(method, a, ridge)
+    return newton_pinv(a, method=method, ridge=own_ridge, iterations=iterations)
+
+
+def steps_taken(method: str, a: Tensor, ridge: float) -> int:
+    """The most steps that a Newton method takes on any of the matrices, left to itself."""
+    a, own_ridge = _split_ridge(method, a, ridge)
+    _, info = newton_pinv_ex(a, method=method, ridge=own_ridge)
+    return int(info.iterations.max())
+
+
+def methods() -> dict[str, Inverse]:
+    """All inverses by name."""
+    inverses: dict[str, Inverse] = {
+        name: lambda a, ridge, name=name: newton(name, a, ridge)  # type: ignore[misc]
+        for name in NEWTON
+    }
+    inverses["linalg.pinv"] = lambda a, ridge: torch.linalg.pinv(shifted(a, ridge))
+    inverses["linalg.inv"] = lambda a, ridge: torch.linalg.inv(shifted(a, ridge))
+    inverses["Cholesky"] = lambda a, ridge: torch.cholesky_inverse(
+        torch.linalg.cholesky(shifted(a, ridge))
+    )
+    return inverses
+
+
+def shifted(a: Tensor, ridge: float) -> Tensor:
+    """A + ridge · I."""
+    return a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+
+
+def _split_ridge(method: str, a: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """The matrix and the ridge to hand over; what has no ridge of its own gets A + ridge · I."""
+    return (shifted(a, ridge), 0.0) if method == "soft_norm_official" else (a, ridge)
