@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.figure_style import COLOURS, MARKERS, figure_with_panels, head_and_foot, name_ticks
 from benchmarks.quantities import bytes_text, seconds_text
@@ -65,6 +65,7 @@ def _draw(
         )
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.yaxis.set_minor_formatter(NullFormatter())
     tokens = summary.grid.tokens()
     name_ticks(panel, tokens, [f"{n:,}" for n in tokens])
     panel.tick_params("x", rotation=60, labelsize=9)

@@ -184,10 +184,10 @@ def _steps(a: Tensor, count: int) -> Tensor:
 
 
 def _step(inverse: Tensor, target: Tensor, a: float, b: float) -> Tensor:
-    """a V − b V A V, in two batched products."""
-    batch = inverse.shape[:-2]
-    v, x = inverse.flatten(0, -3), target.flatten(0, -3)
-    return torch.baddbmm(v, v @ x, v, beta=a, alpha=-b).unflatten(0, batch)
+    """One step to a V − b V A V, in two batched products."""
+    v = inverse.reshape(-1, *inverse.shape[-2:])
+    x = target.reshape(-1, *target.shape[-2:])
+    return torch.baddbmm(v, v @ x, v, beta=a, alpha=-b).view(inverse.shape)
 
 
 def _newton(target: Tensor, inverse: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -266,70 +266,6 @@ def _minimax(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tens
         lower = min(lower * (2 * middle - lower) / middle**2, 1.0)
         steps += 1
     return inverse * (2 / (1 + lower)), _steps(target, steps)
-
-
-def _transpose(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tensor, Tensor]:
-    """Newton's iteration from Aᵀ / (‖A‖₁ ‖A‖∞), on the matrix scaled to a largest entry of 1.
-
-    The answer is W = V A V, which is V rid of what rounding has grown outside the range of Aᵀ. A
-    matrix is done once ‖A − A V A‖ has sunk into the rounding of its products, ε ‖A‖ ‖V‖ / ‖V A‖
-    relative to ‖A‖ in Frobenius norms, while no small singular value is still growing: V moves by
-    less than half in a step and W by less than a tenth. Four more steps then use up all digits.
-    """
-    tiny, eps = torch.finfo(target.dtype).tiny, torch.finfo(target.dtype).eps
-    unit = _largest_entry(target)
-    a = target / unit
-    norms = a.abs().sum(-2).amax(-1) * a.abs().sum(-1).amax(-1)
-    inverse = a.mT / norms.clamp(min=tiny)[..., None, None]
-    if iterations is None:
-        cap = _TRANSPOSE_CAP_PER_DIGIT * -math.log2(eps) + 2 * math.log2(max(a.shape[-2:]))
-        left = _steps(a, math.ceil(cap))
-        taken = _steps(a, 0)
-        while left.any():
-            step = inverse @ a
-            rounding = 2 * eps * _norm(a) * _norm(inverse) / _norm(step).clamp(min=tiny)
-            projected = step @ inverse
-            unfinished = (
-                (_relative(a - a @ step, a) > rounding)
-                | (_relative(inverse - projected, inverse) > 0.5)
-                | (_relative(projected - projected @ a @ projected, projected) > 0.1)
-            )
-            left = torch.where(unfinished, left, left.clamp(max=4))
-            active = left > 0
-            inverse = torch.where(active[..., None, None], 2 * inverse - projected, inverse)
-            left, taken = left - active.long(), taken + active.long()
-    else:
-        inverse, taken = _newton(a, inverse, iterations)
-    return inverse @ a @ inverse / unit, taken
-
-
-def _minimax(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tensor, Tensor]:
-    """Newton's steps scaled for the interval [l, 1] that holds the spectrum of V A.
-
-    With c the middle of the interval, x ← x (2c − x) / c² maps it onto [l (2c − l) / c², 1]: both
-    ends meet at the lower one. A last factor 2 / (1 + l) centres what is left around 1.
-    """
-    size = target.shape[-1]
-    if iterations is None:
-        iterations = _minimax_iterations(ridge / (size + ridge), torch.finfo(target.dtype).eps)
-    upper = target.abs().sum(-1).amax(-1)[..., None, None]
-    lower = ridge / upper
-    identity = torch.eye(size, dtype=target.dtype, device=target.device)
-    inverse = identity / upper
-    for _ in range(iterations):
-        middle = (1 + lower) / 2
-        inverse = (2 * middle * inverse - inverse @ target @ inverse) / middle.square()
-        lower = lower * (2 * middle - lower) / middle.square()
-    return inverse * (2 / (1 + lower)), _steps(target, iterations)
-
-
-def _minimax_iterations(lower: float, tolerance: float) -> int:
-    steps = 0
-    while (1 - lower) / (1 + lower) > tolerance:
-        middle = (1 + lower) / 2
-        lower = lower * (2 * middle - lower) / middle**2
-        steps += 1
-    return steps
 
 
 def _largest_entry(a: Tensor) -> Tensor:
