@@ -136,7 +136,7 @@ def train(job: tuple[str, int, int]) -> TrainingRun:
         for batch in train_rows[torch.randperm(len(train_rows))].split(BATCH_SIZE):
             loss = F.cross_entropy(model(images[batch]), targets[batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
         with torch.no_grad():

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softattn.autograd import apply
 from softattn.precision import compute_dtype, without_autocast
 from softattn.validation import check_impl, check_scale, check_tokens
 
@@ -39,7 +40,7 @@ def gaussian_kernel(
 def gram_block(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """``gaussian_kernel`` without the checks."""
     dtype = compute_dtype(query, key)
-    block: Tensor = _GramBlock.apply(query.to(dtype), key.to(dtype), scale)
+    block: Tensor = apply(_GramBlock, query.to(dtype), key.to(dtype), scale)
     return block
 
 

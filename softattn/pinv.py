@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from softattn.autograd import apply
 from softattn.precision import compute_dtype, without_autocast
 from softattn.validation import check_choice, check_floating
 
@@ -159,24 +160,27 @@ def _solve(
             f"method={method!r} with ridge={ridge} needs square matrices, got shape "
             f"{tuple(a.shape)}; rectangular ones take method='transpose' and ridge=0"
         )
-    a = a.to(compute_dtype(a))
+    if a.numel() == 0:
+        return a.mT, torch.zeros(a.shape[:-2], dtype=torch.int64, device=a.device), a
+    batch = a.shape[:-2]
+    a = a.to(compute_dtype(a)).reshape(-1, rows, columns)
+    target = a + ridge * torch.eye(rows, dtype=a.dtype, device=a.device) if ridge else a
     with without_autocast(a.device):
-        target = (
-            a + ridge * torch.eye(rows, columns, dtype=a.dtype, device=a.device) if ridge else a
-        )
-        if a.numel() == 0:
-            return a.mT, torch.zeros(a.shape[:-2], dtype=torch.int64, device=a.device), target
         if method in ("transpose", "minimax"):
             with torch.no_grad():
                 solver = _transpose if method == "transpose" else _minimax
                 inverse, steps = solver(target.detach(), ridge, iterations)
-            inverse = _ImplicitGradient.apply(target, inverse, method == "minimax")
+            inverse = apply(_ImplicitGradient, target, inverse, method == "minimax")
         else:
             start = _soft_start if method == "soft" else _soft_norm_official_start
             inverse, steps = _newton(
                 target, start(a, target), 20 if iterations is None else iterations
             )
-    return inverse, steps, target
+    return (
+        inverse.view(*batch, columns, rows),
+        steps.view(batch),
+        target.view(*batch, rows, columns),
+    )
 
 
 def _steps(a: Tensor, count: int) -> Tensor:
@@ -185,9 +189,7 @@ def _steps(a: Tensor, count: int) -> Tensor:
 
 def _step(inverse: Tensor, target: Tensor, a: float, b: float) -> Tensor:
     """One step to a V − b V A V, in two batched products."""
-    v = inverse.reshape(-1, *inverse.shape[-2:])
-    x = target.reshape(-1, *target.shape[-2:])
-    return torch.baddbmm(v, v @ x, v, beta=a, alpha=-b).view(inverse.shape)
+    return torch.baddbmm(inverse, inverse @ target, inverse, beta=a, alpha=-b)
 
 
 def _newton(target: Tensor, inverse: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

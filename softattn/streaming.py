@@ -4,13 +4,13 @@ The kernel is recomputed wherever it is needed, forward and backward. Everything
 PyTorch and runs on any device.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softattn.autograd import apply
 from softattn.precision import compute_dtype, without_autocast
 
 # Elements of one tile of the kernel, over all batch items and heads: 2 MiB in float32.
@@ -59,7 +59,7 @@ def gaussian_product(
         The product (batch, heads, n_q, d_v) and the forms (batch, heads, n_q, 1), or None without
         ``form``; both in float32, or float64 where an input is.
     """
-    product, quadratic = _GaussianProduct.apply(query, key, value, form, shift, scale)
+    product, quadratic = apply(_GaussianProduct, query, key, value, form, shift, scale)
     return product, quadratic
 
 
@@ -108,8 +108,7 @@ class _GaussianProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        gradients = _GaussianProductBackward.apply(*ctx.saved_tensors, *grads, ctx.scale)
-        return *gradients, None, None
+        return *apply(_GaussianProductBackward, *ctx.saved_tensors, *grads, ctx.scale), None, None
 
 
 class _GaussianProductBackward(torch.autograd.Function):
@@ -235,7 +234,7 @@ class _Tiles:
         query, key = operands["query"], operands["key"]
         self.dtype = compute_dtype(*operands.values())
         self.device = query.device
-        n_q, n_k = query.shape[-2], key.shape[-2]
+        n_q, n_k = self.n_q, self.n_k = query.shape[-2], key.shape[-2]
         shorter = (key if n_k <= n_q else query).detach().to(self.dtype)
         self.center = shorter.sum(-2, keepdim=True) / max(shorter.shape[-2], 1)
         # A quadratic form needs whole rows of P.
@@ -266,29 +265,33 @@ class _Tiles:
         self,
         function: Callable[..., Tensors],
         operands: Tensors,
-        others: Tensors | None = None,
+        cotangents: Tensors | None = None,
     ) -> Tensors:
-        """Adds what ``function`` makes of each tile, in a fixed order, and joins the sums."""
-        sums: dict[str, Tensors] = defaultdict(dict)
+        """Adds what ``function`` makes of each tile, in a fixed order."""
+        sums: Tensors = {}
         with without_autocast(self.device):
-            for rows in self.rows:
-                for cols in self.cols:
+            for i, rows in enumerate(self.rows):
+                for j, cols in enumerate(self.cols):
                     tile = self.cut_centred(operands, rows, cols)
-                    tile |= self.cut(others or {}, rows, cols)
-                    place = {"rows": str(rows), "cols": str(cols), None: ""}
-                    for name, term in function(**tile).items():
-                        sums_of_name, here = sums[name], place[_AXES[name]]
-                        so_far = sums_of_name.get(here)
-                        sums_of_name[here] = term if so_far is None else so_far + term
-            return {name: _joined(list(parts.values())) for name, parts in sums.items()}
+                    terms = function(**tile, **self.cut(cotangents or {}, rows, cols))
+                    if len(self.rows) == len(self.cols) == 1:
+                        return terms
+                    places = {"rows": (rows, j), "cols": (cols, i), None: (slice(None), i + j)}
+                    for name, term in terms.items():
+                        part, terms_before = places[_AXES[name]]
+                        if name not in sums:
+                            sums[name] = self._room_for(name, term)
+                        target = sums[name][..., part, :]
+                        target.add_(term) if terms_before else target.copy_(term)
+        return sums
+
+    def _room_for(self, name: str, term: Tensor) -> Tensor:
+        tokens = {"rows": self.n_q, "cols": self.n_k, None: term.shape[-2]}[_AXES[name]]
+        return term.new_empty(*term.shape[:-2], tokens, term.shape[-1])
 
 
 def _slices(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(length, 1), max(size, 1))]
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 
 def _present(*tensors: Tensor | None) -> Tensors:

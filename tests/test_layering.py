@@ -13,12 +13,13 @@ PACKAGE = Path(softattn.__file__).parent
 
 # What each file of the package may import from it.
 ALLOWED = {
+    "autograd": set(),
     "precision": set(),
     "validation": set(),
     "reference": set(),
-    "streaming": {"precision"},
-    "gaussian": {"precision", "validation"},
-    "pinv": {"precision", "validation"},
+    "streaming": {"autograd", "precision"},
+    "gaussian": {"autograd", "precision", "validation"},
+    "pinv": {"autograd", "precision", "validation"},
     "landmarks": {"precision", "validation"},
     "eager": {"gaussian", "precision", "streaming"},
     "attention": {"eager", "pinv", "validation"},
