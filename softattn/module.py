@@ -130,34 +130,30 @@ class SoftmaxFreeAttention(nn.Module):
         self._check("x", x)
         if context is not None:
             self._check("context", context)
-        source = arrange_tokens(
-            x if context is None else context, grid, key_padding_mask, num_prefix_tokens
-        )
-        keys, values = (
-            self._heads(self.qk_proj, source.features),
-            self._heads(self.v_proj, source.features),
-        )
-        queries = keys if context is None else self._heads(self.qk_proj, x.flatten(1, -2))
-        on_grid = keys[:, :, num_prefix_tokens:]
-        attended = softmax_free_attention(
-            queries,
-            keys,
-            values,
-            self.landmarks(on_grid, source.grid, source.grid_padding),
-            normalization=self.normalization,
-            pinv=self.pinv,
-            key_padding_mask=source.padding,
-            landmark_padding_mask=self.landmarks.landmark_padding_mask(
-                source.grid, source.grid_padding
-            ),
-            impl=self.impl,
-        )
-        if self.value_conv is not None:
-            if context is not None:
+            if self.value_conv is not None:
                 raise ValueError(
                     "value_conv adds the values around each token to its own output, and in "
                     "cross-attention the values are not at the queries' places; use value_conv=0"
                 )
+        source = arrange_tokens(
+            x if context is None else context, grid, key_padding_mask, num_prefix_tokens
+        )
+        keys = self._heads(self.qk_proj, source.features)
+        values = self._heads(self.v_proj, source.features)
+        queries = keys if context is None else self._heads(self.qk_proj, x.flatten(1, -2))
+        where = (source.grid, source.grid_padding)
+        attended = softmax_free_attention(
+            queries,
+            keys,
+            values,
+            self.landmarks(keys[:, :, num_prefix_tokens:], *where),
+            normalization=self.normalization,
+            pinv=self.pinv,
+            key_padding_mask=source.padding,
+            landmark_padding_mask=self.landmarks.landmark_padding_mask(*where),
+            impl=self.impl,
+        )
+        if self.value_conv is not None:
             attended = attended + _convolve(self.value_conv, values, source)
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if context is None:
