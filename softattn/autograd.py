@@ -4,15 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """``function.apply``, or its bare forward where no argument asks for a gradient.
+    """``function.apply``, or its bare forward where no argument asks for a derivative.
 
     ``apply`` looks its function's signature up at every call, which takes as long as the
     arithmetic on a few hundred tokens.
     """
-    differentiable = torch.is_grad_enabled() and any(
-        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-    )
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    differentiable = backward or any(unpack_dual(tensor).tangent is not None for tensor in tensors)
     return (function.apply if differentiable else function.forward)(*arguments)

@@ -28,13 +28,14 @@ def softmax_free_attention(
     # 1. Padded tokens hold nothing, whatever was in them.
     is_self = key is None
     value = _blank(value, key_padding_mask)
-    key = _blank(query if key is None else key, key_padding_mask)
+    key = _gather_padding(query if key is None else key, key_padding_mask)
     query = key if is_self else query
-    landmarks = _blank(landmarks.to(compute_dtype(query, value)), landmark_padding_mask)
+    landmarks = landmarks.to(compute_dtype(query, value))
+    landmarks = _gather_padding(landmarks, landmark_padding_mask)
     with without_autocast(query.device):
         # 2. A⁺, in which a padded landmark has no part.
         gram = gram_block(landmarks, landmarks, scale)
-        inverse = _pinv_of_gram(gram, pinv, normalization, landmark_padding_mask)
+        inverse = _middle_factor(gram, pinv, normalization, landmark_padding_mask)
         # 3. S = P_kᵀ V, and u = P_kᵀ 1 beside it.
         if normalization == "token":
             ones = _blank(torch.ones_like(value[..., :1]), key_padding_mask)
@@ -48,7 +49,8 @@ def softmax_free_attention(
         output, quadratic = gaussian_product(query, landmarks, weights, scale=scale, form=form)
         if normalization == "token":
             if quadratic is not None:
-                output = torch.addcmul(output, 1 - quadratic, value_and_one)
+                # 0 to 1 but for rounding, which must not grow where tokens are far apart.
+                output = torch.addcmul(output, (1 - quadratic).clamp(0, 1), value_and_one)
             output = output[..., :-1] / output[..., -1:].clamp(min=TOKEN_DENOMINATOR_FLOOR)
     output = output.to(value.dtype)
     return _blank(output, key_padding_mask) if is_self else output
@@ -66,7 +68,7 @@ def gaussian_attention(
     """The operator of ``softattn.gaussian_attention``, on checked arguments."""
     is_self = key is None
     value = _blank(value, key_padding_mask)
-    key = _blank(query if key is None else key, key_padding_mask)
+    key = _gather_padding(query if key is None else key, key_padding_mask)
     query = key if is_self else query
     if normalize:
         # A query that is its own key has a row sum of at least 1; another may underflow.
@@ -83,23 +85,38 @@ def gaussian_attention(
     return _blank(output, key_padding_mask) if is_self else output
 
 
-def _pinv_of_gram(
+def _middle_factor(
     gram: Tensor,
     pinv: Callable[[Tensor], Tensor],
     normalization: str,
     landmark_padding_mask: Tensor | None,
 ) -> Tensor:
     """A⁺, or for "landmark" D^−½ A⁺ D^−½ with D the row sums of A."""
+    padded = None
     if landmark_padding_mask is not None:
         padded = landmark_padding_mask[:, None, :, None] | landmark_padding_mask[:, None, None, :]
         gram = torch.where(padded, torch.eye(gram.shape[-1]).to(gram), gram)
     inverse = pinv(gram)
+    if inverse.shape != gram.shape:
+        raise ValueError(
+            f"pinv must return inverses of the shape of its input, {tuple(gram.shape)}, got "
+            f"{tuple(inverse.shape)}"
+        )
     if normalization == "landmark":
         root = gram.sum(-1, keepdim=True).rsqrt()
         inverse = root * inverse * root.mT
-    if landmark_padding_mask is not None:
-        inverse = inverse.masked_fill(padded, 0)
-    return inverse
+    return inverse if padded is None else inverse.masked_fill(padded, 0)
+
+
+def _gather_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Padded tokens moved to the mean of the others, where they are in nobody's way."""
+    if padding_mask is None:
+        return tokens
+    padded = padding_mask[:, None, :, None]
+    known = tokens.detach().masked_fill(padded, 0)
+    number = (~padded).sum(2, keepdim=True).clamp(min=1)
+    mean = known.sum(2, keepdim=True, dtype=compute_dtype(tokens)) / number
+    return torch.where(padded, mean.to(tokens.dtype), tokens)
 
 
 def _blank(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.precision import compute_dtype
-from softattn.validation import check_choice, check_floating, check_mask
+from softattn.validation import as_sizes, check_choice, check_floating, check_mask
 
 
 class LandmarkSampler(nn.Module, ABC):
@@ -55,8 +55,8 @@ class AvgPoolLandmarks(LandmarkSampler):
 
     def __init__(self, num_landmarks: int | Sequence[int] = 49) -> None:
         super().__init__()
-        sizes = (num_landmarks,) if isinstance(num_landmarks, int) else tuple(num_landmarks)
-        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        sizes = as_sizes("num_landmarks", num_landmarks, dimensions=1)
+        if not sizes or min(sizes) < 1:
             raise ValueError(
                 "num_landmarks must be a positive int or one for each grid dimension, got "
                 f"{num_landmarks!r}"
@@ -128,7 +128,7 @@ class ConvLandmarks(LandmarkSampler):
             for each of one, two or three dimensions.
         remainder: what happens where the stride does not divide the grid: ``"pad"`` with zeros at
             the end, ``"error"``, or ``"crop"``, which leaves the last tokens without a landmark as
-            the authors' code does.
+            the authors' code does. For the last two the grid counts with its padding.
         device: of the parameters.
         dtype: of the parameters.
     """
@@ -143,7 +143,7 @@ class ConvLandmarks(LandmarkSampler):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+        self.stride = as_sizes("stride", stride, dimensions=2)
         if not 1 <= len(self.stride) <= 3 or min(self.stride) < 1:
             raise ValueError(f"stride must be one to three positive ints, got {stride!r}")
         check_choice("remainder", remainder, ("pad", "error", "crop"))
@@ -169,6 +169,8 @@ class ConvLandmarks(LandmarkSampler):
         """See ``LandmarkSampler.forward``."""
         grid = _check_tokens_on_grid(tokens, grid, key_padding_mask)
         batch, _, _, d = tokens.shape
+        if tokens.numel() == 0:
+            return self._no_landmarks(tokens, grid)
         if key_padding_mask is not None:
             tokens = tokens.masked_fill(key_padding_mask[:, None, :, None], 0)
         maps = rearrange(tokens, "b h n d -> (b h) d n").unflatten(-1, grid)
@@ -183,6 +185,9 @@ class ConvLandmarks(LandmarkSampler):
         """See ``LandmarkSampler.landmark_padding_mask``."""
         if key_padding_mask is None:
             return None
+        if key_padding_mask.numel() == 0:
+            count = self._no_landmarks(torch.empty(1, 1, math.prod(grid), 1), tuple(grid)).shape[2]
+            return key_padding_mask.new_ones(len(key_padding_mask), count)
         unpadded = (~key_padding_mask).float().unsqueeze(1).unflatten(-1, tuple(grid))
         pool = (nn.functional.max_pool1d, nn.functional.max_pool2d, nn.functional.max_pool3d)
         seen: Tensor = pool[len(grid) - 1](self._divisible(unpadded), self.stride)
@@ -191,6 +196,15 @@ class ConvLandmarks(LandmarkSampler):
     def extra_repr(self) -> str:
         """The treatment of a remainder; the convolution tells the rest."""
         return f"remainder={self.remainder!r}"
+
+    def _no_landmarks(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """The landmarks of an empty batch or an empty grid."""
+        batch, heads, _, d = tokens.shape
+        maps = self._divisible(tokens.new_zeros(1, 1, *grid))
+        count = math.prod(
+            size // stride for size, stride in zip(maps.shape[2:], self.stride, strict=True)
+        )
+        return tokens.new_zeros(batch, heads, count, d)
 
     def _divisible(self, maps: Tensor) -> Tensor:
         """Maps (batch, channels, *grid) whose grid the stride divides or may crop."""
@@ -217,8 +231,8 @@ def check_grid(grid: Sequence[int] | None, n: int) -> tuple[int, ...]:
     Raises:
         ValueError: not one to three dimensions, or a product that is not n.
     """
-    sizes = (n,) if grid is None else tuple(grid)
-    if not 1 <= len(sizes) <= 3:
+    sizes = (n,) if grid is None else as_sizes("grid", grid, dimensions=1)
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 0:
         raise ValueError(f"grid must have one, two or three dimensions, got {sizes}")
     if math.prod(sizes) != n:
         raise ValueError(

@@ -12,6 +12,7 @@ from softattn.pinv import resolve_pinv
 from softattn.tokens import TokenBatch, arrange_tokens
 from softattn.validation import (
     NORMALIZATIONS,
+    as_sizes,
     check_causal,
     check_choice,
     check_floating,
@@ -64,9 +65,15 @@ class SoftmaxFreeAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if embed_dim < 1 or num_heads < 1:
+        if embed_dim < 1 or num_heads < 1 or (head_dim is not None and head_dim < 1):
             raise ValueError(
-                f"embed_dim and num_heads must be positive, got {embed_dim} and {num_heads}"
+                "embed_dim, num_heads and head_dim must be positive, got "
+                f"{embed_dim}, {num_heads} and {head_dim}"
+            )
+        if landmarks is not None and not isinstance(landmarks, LandmarkSampler):
+            raise TypeError(
+                "landmarks must be a LandmarkSampler such as softattn.AvgPoolLandmarks(49), got "
+                f"{landmarks!r}"
             )
         if head_dim is None and embed_dim % num_heads:
             raise ValueError(
@@ -108,7 +115,8 @@ class SoftmaxFreeAttention(nn.Module):
         Args:
             x: (batch, tokens, embed_dim), or a channels-last map (batch, *grid, embed_dim) of two
                 or three grid dimensions.
-            context: likewise; landmarks, keys and values then come from it.
+            context: likewise; landmarks, keys and values then come from it. The very tensor that
+                is ``x`` is self-attention.
             grid: one, two or three sizes whose product is the number of tokens without prefix
                 tokens, in row-major order; by default the map's, or one dimension.
             key_padding_mask: (batch, tokens), or (batch, *grid) for a map; True where a token is
@@ -119,7 +127,7 @@ class SoftmaxFreeAttention(nn.Module):
             is_causal: not offered; True raises and says why.
 
         Returns:
-            The shape and dtype of ``x``.
+            The shape of ``x``, in its dtype, or autocast's.
 
         Raises:
             TypeError: inputs that are not floating point, of another dtype than the parameters, or
@@ -127,6 +135,8 @@ class SoftmaxFreeAttention(nn.Module):
             ValueError: shapes that do not fit each other, the grid or the layer.
         """
         check_causal(is_causal)
+        if context is x:
+            context = None
         self._check("x", x)
         if context is not None:
             self._check("context", context)
@@ -181,7 +191,8 @@ class SoftmaxFreeAttention(nn.Module):
             raise ValueError(
                 f"{name} is on {x.device} and the layer on {weight.device}; move one of them"
             )
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if x.dtype != weight.dtype and (not autocast or torch.float64 in (x.dtype, weight.dtype)):
             raise TypeError(
                 f"{name} is {x.dtype} and the layer {weight.dtype}; convert one of them, or use "
                 "torch.autocast"
@@ -201,6 +212,8 @@ def _convolve(
             f"value_conv={convolution.kernel_size} is for grids of {dimensions} dimensions, got "
             f"the grid {source.grid}; give one size for each dimension"
         )
+    if values.numel() == 0 or 0 in source.grid:
+        return torch.zeros_like(values)
     if source.padding is not None:
         values = values.masked_fill(source.padding[:, None, :, None], 0)
     maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, source.grid)
@@ -214,7 +227,7 @@ def _depthwise_conv(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    sizes = as_sizes("value_conv", size, dimensions=2)
     if not 1 <= len(sizes) <= 3 or any(s < 1 or s % 2 == 0 for s in sizes):
         raise ValueError(f"value_conv must be odd and positive, one to three sizes, got {size!r}")
     convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(sizes) - 1]

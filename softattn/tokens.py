@@ -62,7 +62,7 @@ def arrange_tokens(
                 "tokens, embed_dim) and grid=... with num_prefix_tokens"
             )
         grid = x.shape[1:-1]
-        if key_padding_mask is not None and key_padding_mask.shape == x.shape[:-1]:
+        if isinstance(key_padding_mask, Tensor) and key_padding_mask.shape == x.shape[:-1]:
             key_padding_mask = key_padding_mask.flatten(1)
     x = x.flatten(1, -2)
     batch, n, _ = x.shape

@@ -1,6 +1,10 @@
 """Checks of what callers hand in: what was expected, what came, what to do."""
 
 import math
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -38,9 +42,21 @@ def check_scale(scale: float | None, query: Tensor) -> float:
     """The scale of the squared distance, 1/√d where none is given."""
     if scale is None:
         return 1 / math.sqrt(max(query.shape[-1], 1))
-    if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
+    if not (isinstance(scale, Real) and math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number or None, got {scale!r}")
     return float(scale)
+
+
+def as_sizes(name: str, value: object, dimensions: int) -> tuple[int, ...]:
+    """An int, repeated for each dimension, or a sequence of ints, as a tuple.
+
+    Raises:
+        TypeError: neither.
+    """
+    sizes = (value,) * dimensions if isinstance(value, SupportsIndex) else value
+    if isinstance(sizes, Sequence) and all(isinstance(size, SupportsIndex) for size in sizes):
+        return tuple(operator.index(size) for size in sizes)
+    raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}")
 
 
 def check_floating(name: str, tensor: object) -> None:

@@ -259,7 +259,7 @@ def test_same_call_gives_the_same_bits(problem):
         torch.testing.assert_close(first, second, **EXACT)
 
 
-@given(problem=problems(dtypes=(torch.float32,)))
+@given(problem=problems())
 def test_strides_do_not_matter(problem):
     scattered = problem.map(lambda t: t.transpose(1, 2).contiguous().transpose(1, 2))
     torch.testing.assert_close(
@@ -308,3 +308,53 @@ def test_vmap_over_the_batch(normalization):
     (expected,) = torch.autograd.grad(answer.square().sum(), query)
     actual = torch.vmap(gradient)(query.detach(), value, landmarks)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_padding_costs_no_digits_far_from_the_origin(normalization):
+    tokens = torch.randn(1, 1, 60, 8) + 1e3
+    value = torch.randn(1, 1, 60, 4)
+    landmarks = torch.randn(1, 1, 12, 8) + 1e3
+    padding = (torch.arange(60) >= 20)[None]
+    landmark_padding = (torch.arange(12) >= 5)[None]
+    padded = softmax_free_attention(
+        tokens,
+        None,
+        value,
+        landmarks,
+        normalization=normalization,
+        key_padding_mask=padding,
+        landmark_padding_mask=landmark_padding,
+    )
+    kept = [t[:, :, :20].double() for t in (tokens, value)]
+    truth = reference.softmax_free_attention(
+        kept[0], None, kept[1], landmarks[:, :, :5].double(), normalization=normalization
+    )
+    assert (padded[:, :, :20] - truth).abs().max() <= 1e-3 * truth.abs().max()
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e6])
+def test_outlier_does_not_spoil_the_other_tokens(normalization, size):
+    tokens = torch.randn(1, 1, 100, 8)
+    tokens[0, 0, 7] = size
+    value = torch.randn(1, 1, 100, 4)
+    landmarks = softattn.AvgPoolLandmarks(9)(tokens)
+    answer = softmax_free_attention(tokens, None, value, landmarks, normalization=normalization)
+    truth = reference.softmax_free_attention(
+        tokens.double(), None, value.double(), landmarks.double(), normalization=normalization
+    )
+    assert (answer - truth).abs().max() <= 1e-3 * truth.abs().max()
+
+
+# torch.func.jvp warns of what it uses itself.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+def test_forward_mode_is_refused_and_not_silently_zero():
+    gram = softattn.gaussian_kernel(*[normal(1, 1, 3, 2, seed=0)] * 2)
+    for method in ("transpose", "minimax"):
+        with pytest.raises(RuntimeError, match="jvp"):
+            torch.func.jvp(
+                lambda a, method=method: softattn.newton_pinv(a, method=method, ridge=0.1),
+                (gram,),
+                (torch.ones_like(gram),),
+            )

@@ -100,17 +100,44 @@ def test_gaussian_kernel():
     ("options", "message"),
     [
         ({"num_heads": 3}, "divisible by num_heads, got 8 and 3; or give head_dim"),
-        ({"num_heads": 0}, "must be positive, got 8 and 0"),
+        ({"num_heads": 0}, "must be positive, got 8, 0 and None"),
         ({"normalization": "softmax"}, "normalization must be one of"),
         ({"impl": "triton"}, "impl='triton'"),
         ({"value_conv": 4}, "value_conv must be odd and positive"),
         ({"value_conv": (3, 3, 3, 3)}, "value_conv must be odd and positive"),
         ({"pinv": "lu"}, "pinv must be one of"),
+        ({"head_dim": -1}, "must be positive, got 8, 2 and -1"),
     ],
 )
 def test_layer_options(options, message):
     with pytest.raises(ValueError, match=message):
         SoftmaxFreeAttention(**({"embed_dim": 8, "num_heads": 2} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"landmarks": 49}, r"landmarks must be a LandmarkSampler such as .*, got 49"),
+        ({"landmarks": AvgPoolLandmarks}, "landmarks must be a LandmarkSampler"),
+        ({"pinv": softattn.NewtonPinv}, "pinv must be a callable such as .*, got NewtonPinv"),
+        ({"value_conv": 3.0}, r"value_conv must be an int or a sequence of ints, got 3\.0"),
+    ],
+)
+def test_layer_options_of_the_wrong_kind(options, message):
+    with pytest.raises(TypeError, match=message):
+        SoftmaxFreeAttention(8, 2, **options)
+
+
+def test_sampler_options_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="num_landmarks must be an int or a sequence of ints"):
+        AvgPoolLandmarks(1.5)
+    with pytest.raises(TypeError, match="stride must be an int or a sequence of ints"):
+        ConvLandmarks(4, 2.0)
+
+
+def test_inverse_of_the_wrong_shape_is_refused():
+    with pytest.raises(ValueError, match=r"inverses of the shape of its input, \(2, 2, 3, 3\)"):
+        attend(pinv=lambda a: a[..., :1])
 
 
 X = torch.randn(2, 12, 8)
@@ -129,6 +156,9 @@ MAP = torch.randn(2, 3, 4, 8)
         ({}, (X,), {"grid": (3, 5)}, ValueError, r"grid \(3, 5\) holds 15 tokens, got 12"),
         ({}, (X,), {"grid": (3, 4), "num_prefix_tokens": 1}, ValueError, "holds 12 tokens, got 11"),
         ({}, (X,), {"grid": (1, 1, 3, 4)}, ValueError, "one, two or three dimensions"),
+        ({}, (X,), {"grid": (-3, -4)}, ValueError, "one, two or three dimensions"),
+        ({}, (X,), {"grid": (3.0, 4.0)}, TypeError, "grid must be an int or a sequence of ints"),
+        ({}, (MAP,), {"key_padding_mask": [True]}, TypeError, "must be a bool tensor"),
         ({}, (X,), {"num_prefix_tokens": 13}, ValueError, "between 0 and the 12 tokens, got 13"),
         ({}, (MAP,), {"grid": (4, 3)}, ValueError, "is not that of the map"),
         ({}, (MAP,), {"num_prefix_tokens": 1}, ValueError, "no place for prefix tokens"),
@@ -148,7 +178,13 @@ MAP = torch.randn(2, 3, 4, 8)
             ValueError,
             r"value_conv=\(3, 3\) is for grids of 2 dimensions",
         ),
-        ({"value_conv": (3,)}, (X, X), {}, ValueError, "in cross-attention the values are not at"),
+        (
+            {"value_conv": (3,)},
+            (X, X.clone()),
+            {},
+            ValueError,
+            "in cross-attention the values are not at",
+        ),
         (
             {"landmarks": ConvLandmarks(4, 2)},
             (X,),

@@ -164,6 +164,29 @@ def test_context(normalization):
     assert attention(normal(2, 3, 3, 6, seed=2), context).shape == (2, 3, 3, 6)
 
 
+@pytest.mark.parametrize("sampler", ["average", "convolution"])
+@pytest.mark.parametrize("shape", [(0, 4, 4, 6), (2, 0, 4, 6), (2, 4, 0, 6)])
+def test_empty_batches_and_maps(sampler, shape):
+    landmarks = AvgPoolLandmarks(4) if sampler == "average" else ConvLandmarks(3, 2).double()
+    attention = layer(landmarks=landmarks, value_conv=3)
+    x = torch.zeros(shape, dtype=torch.float64)
+    assert attention(x).shape == shape
+    mask = torch.zeros(shape[:-1], dtype=torch.bool)
+    assert attention(x, key_padding_mask=mask).shape == shape
+
+
+def test_prefix_tokens_alone():
+    attention = layer(landmarks=ConvLandmarks(3, (2,)).double(), value_conv=(3,))
+    x = normal(2, 3, 6, seed=0)
+    assert attention(x, num_prefix_tokens=3).isfinite().all()
+
+
+def test_context_that_is_x_is_self_attention():
+    attention = layer(normalization="token")
+    x = normal(2, 9, 6, seed=0)
+    torch.testing.assert_close(attention(x, x), attention(x), rtol=0, atol=0)
+
+
 def test_gradients_of_every_parameter():
     attention = layer(landmarks=ConvLandmarks(3, 2).double(), value_conv=3)
     maps = normal(1, 3, 4, 6, seed=0).requires_grad_()

@@ -204,6 +204,18 @@ def test_gradients_of_gram_inverses(method):
     assert gradgradcheck(pinv, points)
 
 
+@pytest.mark.parametrize("method", softattn.pinv.METHODS)
+def test_given_steps_are_differentiated_as_they_are(method):
+    a = gram_of_landmarks(1.0, m=3, batch=1)[0, 0].requires_grad_()
+
+    def pinv(a):
+        symmetric = (a + a.mT) / 2
+        return newton_pinv(symmetric, method=method, ridge=0.01, iterations=3)
+
+    assert gradcheck(pinv, a)
+    assert gradgradcheck(pinv, a)
+
+
 def test_gradient_where_the_start_alone_depends_on_the_matrix():
     a = gram_of_landmarks(1.0, m=3)[:, 0].requires_grad_()
     assert gradcheck(lambda a: newton_pinv(a, method="soft", ridge=0.01, iterations=2), a)
