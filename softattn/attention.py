@@ -40,10 +40,11 @@ def softmax_free_attention(
     - ``"landmark"``: P_q D^−½ A⁺ D^−½ P_kᵀ V with D = diag(A 1) (the symmetric
       normalisation of Softmax-free Linear Transformers, IJCV 2024). Like ``"none"`` it grows with
       the number of tokens;
-    - ``"token"``: an average of the values. P_q A⁺ P_kᵀ V over P_q A⁺ P_kᵀ 1, in self-attention
-      with the exact diagonal, 1 for every token with itself, in place of the approximated one.
-      Denominators under 1e-3 count as 1e-3, so that in cross-attention a query far from
-      every landmark answers something finite.
+    - ``"token"``: weights that sum to 1, whatever the number of tokens, though single ones may be
+      a little below 0. P_q A⁺ P_kᵀ V over P_q A⁺ P_kᵀ 1, in self-attention with the exact
+      diagonal, 1 for every token with itself, in place of the approximated one. Denominators
+      under 1e-3 count as 1e-3, so that in cross-attention a query far from every landmark answers
+      something finite.
 
     No n × m array is ever whole in memory, forward or backward. Kernel and inverse are computed in
     float32 (float64 for float64 inputs), also under autocast.

@@ -19,7 +19,7 @@ _TILE_ELEMENTS = 2**19
 # tile then still holds, but not into slivers where the batch is large.
 _SHORT_SIDE = 1024
 _LEAST_LONG_SIDE = 128
-_MEDIAN_TOKENS = 32
+_MEDIAN_TOKENS = 8
 
 Tensors = dict[str, Tensor]
 
