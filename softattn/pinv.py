@@ -15,6 +15,9 @@ from softattn.validation import check_choice, check_floating
 # many for norms that overestimate.
 _TRANSPOSE_CAP_PER_DIGIT = 3
 
+# Below it float32 cannot tell A + ridge · I from A.
+_LEAST_RIDGE = 1e-12
+
 METHODS = ("transpose", "soft", "soft_norm_official", "minimax")
 
 
@@ -141,10 +144,10 @@ def _check(method: str, ridge: float, iterations: int | None) -> None:
     check_choice("method", method, METHODS)
     if not (isinstance(ridge, (int, float)) and math.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge must be a finite number, 0 or above, got {ridge!r}")
-    if method == "minimax" and ridge == 0:
+    if method == "minimax" and ridge < _LEAST_RIDGE:
         raise ValueError(
-            "method='minimax' needs ridge > 0, its lower bound on the spectrum: the paper's is "
-            "ridge=0.01; without a ridge use method='transpose'"
+            f"method='minimax' needs ridge > 0, at least {_LEAST_RIDGE}, its lower bound on the "
+            f"spectrum, got {ridge}: the paper's is 0.01; without one use method='transpose'"
         )
     if iterations is not None and (not isinstance(iterations, int) or iterations < 0):
         raise ValueError(f"iterations must be an int, 0 or above, or None, got {iterations!r}")
@@ -189,19 +192,19 @@ def _solve(
     )
 
 
-def _steps(a: Tensor, count: int) -> Tensor:
+def _step_counts(a: Tensor, count: int) -> Tensor:
     return torch.full(a.shape[:-2], count, dtype=torch.int64, device=a.device)
 
 
-def _step(inverse: Tensor, target: Tensor, a: float, b: float) -> Tensor:
-    """One step to a V − b V A V, in two batched products."""
-    return torch.baddbmm(inverse, inverse @ target, inverse, beta=a, alpha=-b)
+def _step(inverse: Tensor, target: Tensor, keep: float, subtract: float) -> Tensor:
+    """One step, to keep · V − subtract · V A V, in two batched products."""
+    return torch.baddbmm(inverse, inverse @ target, inverse, beta=keep, alpha=-subtract)
 
 
 def _newton(target: Tensor, inverse: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     for _ in range(iterations):
         inverse = _step(inverse, target, 2, 1)
-    return inverse, _steps(target, iterations)
+    return inverse, _step_counts(target, iterations)
 
 
 def _soft_start(a: Tensor, target: Tensor) -> Tensor:
@@ -234,8 +237,8 @@ def _transpose(target: Tensor, ridge: float, iterations: int | None) -> tuple[Te
     inverse = a.mT / norms.clamp(min=tiny)[..., None, None]
     if iterations is None:
         cap = _TRANSPOSE_CAP_PER_DIGIT * -math.log2(eps) + 2 * math.log2(max(a.shape[-2:]))
-        left = _steps(a, math.ceil(cap))
-        taken = _steps(a, 0)
+        left = _step_counts(a, math.ceil(cap))
+        taken = _step_counts(a, 0)
         while left.any():
             step = inverse @ a
             rounding = 2 * eps * _norm(a) * _norm(inverse) / _norm(step).clamp(min=tiny)
@@ -266,14 +269,27 @@ def _minimax(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tens
     norm = target.abs().sum(-1).amax(-1)[..., None, None]
     inverse = torch.eye(size, dtype=target.dtype, device=target.device) / norm
     lower = ridge / (size + ridge)
-    eps = torch.finfo(target.dtype).eps
-    steps = 0
-    while steps < iterations if iterations is not None else (1 - lower) / (1 + lower) > eps:
+    if iterations is None:
+        iterations = _minimax_iterations(lower, torch.finfo(target.dtype).eps)
+    for _ in range(iterations):
         middle = (1 + lower) / 2
         inverse = _step(inverse, target, 2 / middle, 1 / middle**2)
-        lower = min(lower * (2 * middle - lower) / middle**2, 1.0)
-        steps += 1
-    return inverse * (2 / (1 + lower)), _steps(target, steps)
+        lower = _raised(lower)
+    return inverse * (2 / (1 + lower)), _step_counts(target, iterations)
+
+
+def _raised(lower: float) -> float:
+    """The lower end of the interval after a step of ``_minimax``."""
+    middle = (1 + lower) / 2
+    return min(lower * (2 * middle - lower) / middle**2, 1.0)
+
+
+def _minimax_iterations(lower: float, tolerance: float) -> int:
+    iterations = 0
+    while (1 - lower) / (1 + lower) > tolerance:
+        lower = _raised(lower)
+        iterations += 1
+    return iterations
 
 
 def _largest_entry(a: Tensor) -> Tensor:

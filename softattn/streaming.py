@@ -23,7 +23,8 @@ _MEDIAN_TOKENS = 8
 
 Tensors = dict[str, Tensor]
 
-# Which axis of the kernel a tensor is cut along. The gradients of the results have their names.
+# Which axis of the kernel a tensor is cut along, in the order of the functions' arguments. The
+# gradient of a result has the result's name, and a cotangent of a gradient a "d_" before it.
 _AXES = {
     "query": "rows",
     "key": "cols",
@@ -277,13 +278,18 @@ class _Tiles:
                     terms = function(**tile, **self.cut(cotangents or {}, rows, cols))
                     if len(self.rows) == len(self.cols) == 1:
                         return terms
-                    places = {"rows": (rows, j), "cols": (cols, i), None: (slice(None), i + j)}
+                    # The part of a sum that a tile adds to, and whether one has before.
+                    places = {
+                        "rows": (rows, j > 0),
+                        "cols": (cols, i > 0),
+                        None: (slice(None), i + j > 0),
+                    }
                     for name, term in terms.items():
-                        part, terms_before = places[_AXES[name]]
+                        part, begun = places[_AXES[name]]
                         if name not in sums:
                             sums[name] = self._room_for(name, term)
                         target = sums[name][..., part, :]
-                        target.add_(term) if terms_before else target.copy_(term)
+                        target.add_(term) if begun else target.copy_(term)
         return sums
 
     def _room_for(self, name: str, term: Tensor) -> Tensor:
