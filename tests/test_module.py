@@ -181,6 +181,24 @@ def test_prefix_tokens_alone():
     assert attention(x, num_prefix_tokens=3).isfinite().all()
 
 
+def test_padded_prefix_token_keeps_its_place():
+    attention = layer(normalization="token")
+    x = normal(1, 10, 6, seed=0)
+    mask = (torch.arange(10) == 0)[None]
+    answer = attention(x, key_padding_mask=mask, num_prefix_tokens=1)
+    assert torch.all(answer[:, 0] == 0)
+    torch.testing.assert_close(answer[:, 1:], attention(x[:, 1:]))
+
+
+def test_wholly_padded_context_answers_zero():
+    attention = layer(normalization="landmark")
+    x, context = normal(2, 3, 6, seed=0), normal(2, 5, 6, seed=1)
+    mask = torch.tensor([[True] * 5, [False] * 5])
+    answer = attention(x, context, key_padding_mask=mask)
+    assert torch.all(answer[0] == 0)
+    torch.testing.assert_close(answer[1], attention(x, context)[1])
+
+
 def test_context_that_is_x_is_self_attention():
     attention = layer(normalization="token")
     x = normal(2, 9, 6, seed=0)
