@@ -27,9 +27,7 @@ def softmax_free_attention(
     """The operator of ``softattn.softmax_free_attention``, on checked arguments."""
     # 1. Padded tokens hold nothing, whatever was in them.
     is_self = key is None
-    value = _blank(value, key_padding_mask)
-    key = _gather_padding(query if key is None else key, key_padding_mask)
-    query = key if is_self else query
+    query, key, value = _without_padding(query, key, value, key_padding_mask)
     landmarks = landmarks.to(compute_dtype(query, value))
     landmarks = _gather_padding(landmarks, landmark_padding_mask)
     with without_autocast(query.device):
@@ -38,8 +36,7 @@ def softmax_free_attention(
         inverse = _middle_factor(gram, pinv, normalization, landmark_padding_mask)
         # 3. S = P_kᵀ V, and u = P_kᵀ 1 beside it.
         if normalization == "token":
-            ones = _blank(torch.ones_like(value[..., :1]), key_padding_mask)
-            value_and_one = torch.cat([value, ones], -1)
+            value_and_one = _with_ones(value, key_padding_mask)
             sums, _ = gaussian_product(landmarks, key, value_and_one, scale=scale)
         else:
             sums, _ = gaussian_product(landmarks, key, value, scale=scale)
@@ -67,16 +64,12 @@ def gaussian_attention(
 ) -> Tensor:
     """The operator of ``softattn.gaussian_attention``, on checked arguments."""
     is_self = key is None
-    value = _blank(value, key_padding_mask)
-    key = _gather_padding(query if key is None else key, key_padding_mask)
-    query = key if is_self else query
+    query, key, value = _without_padding(query, key, value, key_padding_mask)
     if normalize:
         # A query that is its own key has a row sum of at least 1; another may underflow.
         shift = None if is_self else nearest_key_shift(query, key, scale, key_padding_mask)
-        ones = _blank(torch.ones_like(value[..., :1]), key_padding_mask)
-        sums, _ = gaussian_product(
-            query, key, torch.cat([value, ones], -1), scale=scale, shift=shift
-        )
+        value_and_one = _with_ones(value, key_padding_mask)
+        sums, _ = gaussian_product(query, key, value_and_one, scale=scale, shift=shift)
         denominator = sums[..., -1:]
         output = sums[..., :-1] / denominator.masked_fill(denominator == 0, 1)
     else:
@@ -106,6 +99,20 @@ def _middle_factor(
         root = gram.sum(-1, keepdim=True).rsqrt()
         inverse = root * inverse * root.mT
     return inverse if padded is None else inverse.masked_fill(padded, 0)
+
+
+def _without_padding(
+    query: Tensor, key: Tensor | None, value: Tensor, padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values in which padding says nothing; self-attention keeps them one."""
+    keys = _gather_padding(query if key is None else key, padding_mask)
+    return keys if key is None else query, keys, _blank(value, padding_mask)
+
+
+def _with_ones(value: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """The values and a column of ones, 0 for padding, whose sum is what divides them."""
+    ones = _blank(torch.ones_like(value[..., :1]), padding_mask)
+    return torch.cat([value, ones], -1)
 
 
 def _gather_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ class AvgPoolLandmarks(LandmarkSampler):
                 "num_landmarks must be a positive int or one for each grid dimension, got "
                 f"{num_landmarks!r}"
             )
-        self.num_landmarks = num_landmarks if isinstance(num_landmarks, int) else sizes
+        self.num_landmarks = sizes if isinstance(num_landmarks, Sequence) else sizes[0]
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -165,6 +166,10 @@ def test_convolution_does_not_read_padding(data, n, seed):
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_any_kind_of_int_is_a_count():
+    assert AvgPoolLandmarks(np.int64(49)).bins((56, 56)) == (7, 7)
 
 
 def test_reprs():
