@@ -1,0 +1,187 @@
+"""Tiles of the Gaussian kernel, and products of tiles that keep the digits of float32.
+
+A factor of a product was either handed in by the caller or computed in float32. What was handed in
+goes to the matrix units as it is. What was computed is cut into two pieces of the inputs' dtype,
+its rounding and the rounding of the rest, which hold 16 bits together in bfloat16 and 22 in
+float16: rounded once, the kernel's entries would lose what the inverse of a nearly singular Gram
+matrix brings back to light. For float32 inputs there is one piece, and the matrix units are asked
+for float32's precision.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+# Triton's interpreter multiplies the bit patterns of bfloat16, so there the operands are widened.
+INTERPRETED = tl.constexpr(not isinstance(_probe, triton.JITFunction))
+
+
+@triton.jit
+def load_rows(
+    pointer, rows, stride, valid, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):  # [rows, BLOCK]
+    """Rows of a matrix whose columns are adjacent; 0 where not ``valid`` and beyond the columns."""
+    columns = tl.arange(0, BLOCK)
+    mask = valid[:, None]
+    if COLUMNS != BLOCK:
+        mask = mask & (columns < COLUMNS)[None, :]
+    return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(pointer, rows, stride, tile, valid, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """The counterpart of ``load_rows``, in the dtype of the pointer."""
+    columns = tl.arange(0, BLOCK)
+    mask = valid[:, None]
+    if COLUMNS != BLOCK:
+        mask = mask & (columns < COLUMNS)[None, :]
+    to = pointer + rows[:, None] * stride + columns[None, :]
+    tl.store(to, tile.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_points(
+    pointer,
+    rows,
+    stride,
+    valid,
+    center_pointer,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CENTERED: tl.constexpr,
+):
+    """``load_rows`` of tokens or landmarks, moved towards the origin, and their squared norms."""
+    points = load_rows(pointer, rows, stride, valid, COLUMNS, BLOCK)
+    if CENTERED:
+        columns = tl.arange(0, BLOCK)
+        points -= tl.load(center_pointer + columns, mask=columns < COLUMNS, other=0.0)[None, :]
+    wide = points.to(tl.float32)
+    return points, tl.sum(wide * wide, 1)
+
+
+@triton.jit
+def exponent(x, x_square, y, y_square, rate, PRECISION: tl.constexpr):  # [rows of x, rows of y]
+    """log₂ k(x, y) = −rate ‖x − y‖², at most 0, with rate = s log₂(e) / 2; NaN stays NaN."""
+    cross = dot(x, x, tl.trans(y), x, 1, 1, PRECISION)
+    distance = x_square[:, None] + y_square[None, :] - 2 * cross
+    return -rate * tl.maximum(distance, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def split(tile, DTYPE: tl.constexpr, AT_MOST_ONE: tl.constexpr):
+    """A tile as unit · (first + second) with pieces of ``DTYPE``; one in that dtype stays as it is.
+
+    float16 has few exponents, so there the unit is the largest entry, but for tiles that have none
+    far above 1.
+    """
+    unit = 1.0
+    if tile.dtype == DTYPE:
+        first = tile
+        second = tile
+    else:
+        if DTYPE == tl.float16:
+            if not AT_MOST_ONE:
+                largest = tl.max(tl.abs(tile))
+                unit = tl.where(largest > 0, largest, 1.0)
+                tile = tile / unit
+        first = tile.to(DTYPE)
+        second = (tile - first.to(tl.float32)).to(DTYPE)
+    return first, second, unit
+
+
+@triton.jit
+def dot(
+    a, a_rest, b, b_rest, A_PIECES: tl.constexpr, B_PIECES: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The product of two factors of one or two pieces each, accumulated in float32."""
+    product = _dot(a, b, PRECISION)
+    if A_PIECES == 2:
+        product += _dot(a_rest, b, PRECISION)
+    if B_PIECES == 2:
+        product += _dot(a, b_rest, PRECISION)
+    return product
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr):
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def real_landmarks(padding_ptr, landmark, m, PADDED: tl.constexpr):  # [landmark]
+    """Which landmarks exist and are no padding."""
+    real = landmark < m
+    if PADDED:
+        real = real & (tl.load(padding_ptr + landmark, mask=real, other=1) == 0)
+    return real
+
+
+@triton.jit
+def load_sums(
+    pointer,
+    landmark,
+    stride,
+    real,
+    D_V: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    ONES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """What landmarks hold for D_V features, split, and the column that follows where ``ONES``."""
+    first, second, unit = split(
+        load_rows(pointer, landmark, stride, real, D_V, BLOCK_V), DTYPE, False
+    )
+    ones = 0.0
+    if ONES:
+        ones = tl.load(pointer + landmark * stride + D_V, mask=real, other=0.0)
+    return first, second, unit, ones
+
+
+@triton.jit
+def load_middle(pointer, rows, columns, m):  # [rows, columns]
+    """A block of M, (m, m); 0 beyond it."""
+    mask = (rows < m)[:, None] & (columns < m)[None, :]
+    return tl.load(pointer + rows[:, None] * m + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def through_middle(
+    x,
+    x_square,
+    l_ptr,
+    l_row,
+    middle_ptr,
+    center_ptr,
+    columns,
+    m,
+    rate,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CENTERED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # [tokens, columns]
+    """Some columns of P M, where M takes more than one block: P is computed once more for each."""
+    DTYPE: tl.constexpr = x.dtype
+    PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
+    heard = tl.zeros([x.shape[0], BLOCK_M], tl.float32)
+    for i in range(0, m, BLOCK_M):
+        landmark = i + tl.arange(0, BLOCK_M).to(tl.int64)
+        real = landmark < m
+        l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
+        p = tl.exp2(exponent(x, x_square, l, l_square, rate, PRECISION))
+        p_first, p_second, _ = split(p, DTYPE, True)
+        middle = load_middle(middle_ptr, landmark, columns, m)
+        middle_first, middle_second, middle_unit = split(middle, DTYPE, False)
+        heard += middle_unit * dot(
+            p_first, p_second, middle_first, middle_second, PIECES, PIECES, PRECISION
+        )
+    return heard

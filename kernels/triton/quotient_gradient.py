@@ -1,0 +1,258 @@
+"""The first backward pass of ``normalization="token"``: sums over tokens through the quotient."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from softattn.kernels.arithmetic import dot, exponent, load_points, load_rows, split, store_rows
+from softattn.kernels.configurations import choose
+from softattn.kernels.launching import (
+    block_of,
+    device_of,
+    launch,
+    rows_of,
+    stretches,
+    strides_of,
+)
+
+
+class QuotientGradient(NamedTuple):
+    """Gradients at the quotient O_i = N_i / D_i, in float32.
+
+    weights: of W and, in the last column, of z: (batch, heads, m, d_v + 1).
+    middle: what the diagonal gives M, −Pᵀ diag(dc) P, (batch, heads, m, m); None without one.
+    denominator: dD, (batch, heads, n).
+    diagonal: dc, (batch, heads, n); None without one.
+    """
+
+    weights: Tensor
+    middle: Tensor | None
+    denominator: Tensor
+    diagonal: Tensor | None
+
+
+def quotient_gradient(
+    tokens: Tensor,
+    landmarks: Tensor,
+    grad: Tensor,
+    output: Tensor,
+    denominator: Tensor,
+    *,
+    rate: float,
+    floor: float,
+    center: Tensor | None = None,
+    padding: Tensor | None = None,
+    values: Tensor | None = None,
+    diagonal: Tensor | None = None,
+) -> QuotientGradient:
+    """dW = Pᵀ (G / D), dz = Pᵀ dD and, with a diagonal, −Pᵀ diag(dc) P.
+
+    With G = dO:  dD_i = −G_i · O_i / D_i, 0 where D_i is at its floor, and
+    dc_i = G_i · v_i / D_i + dD_i, 0 where c_i is at 0 or 1.
+
+    Args:
+        tokens: X, (batch, heads, n, d).
+        landmarks: L, (batch, heads, m, d).
+        grad: G, (batch, heads, n, d_v), in the dtype of the tokens.
+        output: O, likewise.
+        denominator: D, (batch, heads, n).
+        rate: s log₂(e) / 2.
+        floor: of D.
+        center: (batch, heads, d), taken off tokens and landmarks.
+        padding: (batch, n), True where a token is not to be read.
+        values: V, (batch, heads, n, d_v), with a diagonal.
+        diagonal: c, (batch, heads, n), or None.
+    """
+    tokens, landmarks, grad, output = map(rows_of, (tokens, landmarks, grad, output))
+    values = None if values is None else rows_of(values)
+    batch, heads, n, d = tokens.shape
+    m, d_v = landmarks.shape[2], grad.shape[3]
+    device = device_of(tokens.device)
+    chosen = choose("quotient_gradient", d, d_v, m, tokens.dtype, device)
+    blocks = triton.cdiv(m, chosen.landmarks)
+    tiles = blocks * blocks if diagonal is not None else blocks
+    number, length = stretches(n, chosen.tokens, batch * heads * tiles, device)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(batch, heads, *shape, device=tokens.device, dtype=torch.float32)
+
+    weights = empty(number, m, d_v + 1)
+    middle = None if diagonal is None else empty(number, m, m)
+    grad_denominator = empty(n)
+    grad_diagonal = None if diagonal is None else empty(n)
+    launch(
+        _quotient_gradient,
+        (batch * heads * number, blocks, tiles // blocks),
+        tokens,
+        landmarks,
+        grad,
+        output,
+        values,
+        denominator,
+        diagonal,
+        center,
+        padding,
+        weights,
+        middle,
+        grad_denominator,
+        grad_diagonal,
+        *strides_of(tokens),
+        *strides_of(landmarks),
+        *strides_of(grad),
+        *strides_of(output),
+        *strides_of(values),
+        n,
+        m,
+        heads,
+        number,
+        length,
+        rate,
+        floor,
+        D=d,
+        D_V=d_v,
+        ONE_BLOCK=blocks == 1,
+        BLOCK_N=chosen.tokens,
+        BLOCK_M=chosen.landmarks,
+        BLOCK_D=block_of(d),
+        BLOCK_V=block_of(d_v),
+        CENTERED=center is not None,
+        PADDED=padding is not None,
+        DIAGONAL=diagonal is not None,
+        PRECISION=device.precision,
+        warps=chosen.warps,
+        stages=chosen.stages,
+    )
+    return QuotientGradient(
+        weights.sum(2),
+        None if middle is None else middle.sum(2).neg_(),
+        grad_denominator,
+        grad_diagonal,
+    )
+
+
+@triton.jit
+def _quotient_gradient(
+    x_ptr,
+    l_ptr,
+    g_ptr,
+    o_ptr,
+    v_ptr,
+    denominator_ptr,
+    diagonal_ptr,
+    center_ptr,
+    padding_ptr,
+    dw_ptr,
+    dm_ptr,
+    dd_ptr,
+    dc_ptr,
+    x_batch,
+    x_head,
+    x_row,
+    l_batch,
+    l_head,
+    l_row,
+    g_batch,
+    g_head,
+    g_row,
+    o_batch,
+    o_head,
+    o_row,
+    v_batch,
+    v_head,
+    v_row,
+    n,
+    m,
+    heads,
+    stretches,
+    length,
+    rate,
+    floor,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    CENTERED: tl.constexpr,
+    PADDED: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One stretch of tokens: Σ_i P_ij G_i / D_i, Σ_i P_ij dD_i and Σ_i dc_i P_ij P_ik.
+
+    The second axis of the grid is the block of j, the third that of k.
+    """
+    unit = tl.program_id(0).to(tl.int64)
+    pair = unit // stretches
+    batch, head = pair // heads, pair % heads
+    x_ptr += batch * x_batch + head * x_head
+    l_ptr += batch * l_batch + head * l_head
+    g_ptr += batch * g_batch + head * g_head
+    o_ptr += batch * o_batch + head * o_head
+    if CENTERED:
+        center_ptr += pair * D
+    if DIAGONAL:
+        v_ptr += batch * v_batch + head * v_head
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
+
+    block = tl.arange(0, BLOCK_M).to(tl.int64)
+    j = tl.program_id(1) * BLOCK_M + block
+    k = tl.program_id(2) * BLOCK_M + block
+    # [BLOCK_M, BLOCK_D], [BLOCK_M]
+    l, l_square = load_points(l_ptr, j, l_row, j < m, center_ptr, D, BLOCK_D, CENTERED)
+    if not ONE_BLOCK:
+        other, other_square = load_points(
+            l_ptr, k, l_row, k < m, center_ptr, D, BLOCK_D, CENTERED
+        )
+    dw = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    dz = tl.zeros([BLOCK_M], tl.float32)
+    dm = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
+    # Of the programs that meet a token, one writes what it finds.
+    written = tl.where(tl.program_id(1) + tl.program_id(2) == 0, n, 0)
+    start = unit % stretches * length
+    for first in range(start, tl.minimum(start + length, n), BLOCK_N):
+        token = first + tl.arange(0, BLOCK_N)
+        valid = token < n
+        if PADDED:
+            valid = valid & (tl.load(padding_ptr + batch * n + token, mask=valid, other=1) == 0)
+        at = pair * n + token
+        # [BLOCK_N, BLOCK_D], [BLOCK_N]
+        x, x_square = load_points(x_ptr, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED)
+        # [BLOCK_N, BLOCK_V]
+        g = load_rows(g_ptr, token, g_row, valid, D_V, BLOCK_V)
+        o = load_rows(o_ptr, token, o_row, valid, D_V, BLOCK_V)
+        denominator = tl.load(denominator_ptr + at, mask=valid, other=1.0)
+        wide = g.to(tl.float32)
+        dd = -tl.sum(wide * o.to(tl.float32), 1) / denominator
+        dd = tl.where(denominator <= floor, 0.0, dd)
+        tl.store(dd_ptr + at, dd, mask=token < written)
+        # [BLOCK_N, BLOCK_M]
+        p = tl.exp2(exponent(x, x_square, l, l_square, rate, PRECISION))
+        dz += tl.sum(p * dd[:, None], 0)
+        p_first, p_second, p_unit = split(p / denominator[:, None], DTYPE, False)
+        dw += p_unit * dot(tl.trans(p_first), tl.trans(p_second), g, g, PIECES, 1, PRECISION)
+        if DIAGONAL:
+            v = load_rows(v_ptr, token, v_row, valid, D_V, BLOCK_V)
+            c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
+            dc = tl.sum(wide * v.to(tl.float32), 1) / denominator + dd
+            dc = tl.where((c <= 0) | (c >= 1), 0.0, dc)
+            tl.store(dc_ptr + at, dc, mask=token < written)
+            a_first, a_second, a_unit = split(p * dc[:, None], DTYPE, False)
+            if not ONE_BLOCK:
+                p = tl.exp2(exponent(x, x_square, other, other_square, rate, PRECISION))
+            p_first, p_second, _ = split(p, DTYPE, True)
+            dm += a_unit * dot(
+                tl.trans(a_first), tl.trans(a_second), p_first, p_second, PIECES, PIECES, PRECISION
+            )
+    if tl.program_id(2) == 0:
+        dw_ptr += unit * m * (D_V + 1)
+        store_rows(dw_ptr, j, D_V + 1, dw, j < m, D_V, BLOCK_V)
+        tl.store(dw_ptr + j * (D_V + 1) + D_V, dz, mask=j < m)
+    if DIAGONAL:
+        to = dm_ptr + unit * m * m + j[:, None] * m + k[None, :]
+        tl.store(to, dm, mask=(j < m)[:, None] & (k < m)[None, :])

@@ -1,0 +1,390 @@
+"""The gradient pass: one recomputation of P gives dX, dV and the partial sums of dL."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from softattn.kernels.arithmetic import (
+    dot,
+    exponent,
+    load_middle,
+    load_points,
+    load_rows,
+    load_sums,
+    real_landmarks,
+    split,
+    store_rows,
+    through_middle,
+)
+from softattn.kernels.configurations import choose
+from softattn.kernels.launching import (
+    block_of,
+    device_of,
+    launch,
+    rows_of,
+    stretches,
+    strides_of,
+)
+
+
+class AsQueries(NamedTuple):
+    """The tokens asked, O = P W or a quotient of it: what came back to them.
+
+    grad: G = dO, (batch, heads, n, d_v), in the dtype of the tokens.
+    weights: W, (batch, heads, m, d_v), or d_v + 1 columns with z; float32 or as the tokens.
+    denominator: D of the quotient, (batch, heads, n), or None.
+    grad_denominator: dD, likewise.
+    diagonal: c, (batch, heads, n), or None.
+    grad_diagonal: dc, likewise.
+    middle: M + Mᵀ, (batch, heads, m, m), float32, or None.
+    row_shift: (batch, heads, n), of weights P 2^(−shift) that sum to 1, for which z is 1; or None.
+    """
+
+    grad: Tensor
+    weights: Tensor
+    denominator: Tensor | None = None
+    grad_denominator: Tensor | None = None
+    diagonal: Tensor | None = None
+    grad_diagonal: Tensor | None = None
+    middle: Tensor | None = None
+    row_shift: Tensor | None = None
+
+
+class AsKeys(NamedTuple):
+    """The tokens were summed, S = Pᵀ V: what came back to the sums.
+
+    values: V, (batch, heads, n, d_v), in the dtype of the tokens.
+    grad_sums: dS, (batch, heads, m, d_v), or d_v + 1 columns with du; float32.
+    """
+
+    values: Tensor
+    grad_sums: Tensor
+
+
+def token_gradient(
+    tokens: Tensor,
+    landmarks: Tensor,
+    *,
+    queries: AsQueries | None,
+    keys: AsKeys | None,
+    rate: float,
+    scale: float,
+    center: Tensor | None = None,
+    padding: Tensor | None = None,
+    landmark_padding: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """dX, dV and dL of everything that P = k(X, L) had a part in.
+
+    With w = −s P ∘ dP:  dX = rowsum(w) X − w L,  dL = colsum(w) L − wᵀ X,  dV = P dS + c G / D,
+    where, of the terms that apply,
+
+        dP_ij = G_i · W_j / D_i + dD_i z_j − dc_i (P (M + Mᵀ))_ij  +  v_i · dS_j + du_j.
+
+    Self-attention hands in ``queries`` and ``keys``, cross-attention one of them for each side.
+
+    Args:
+        tokens: X, (batch, heads, n, d).
+        landmarks: L, (batch, heads, m, d); in exact attention the keys.
+        queries: see there.
+        keys: see there.
+        rate: s log₂(e) / 2.
+        scale: s.
+        center: (batch, heads, d), taken off tokens and landmarks.
+        padding: (batch, n), True where a token has no gradient and is not to be read.
+        landmark_padding: (batch, m), likewise for landmarks.
+
+    Returns:
+        dX (batch, heads, n, d) in the dtype of the tokens, dV likewise or None, and dL in float32.
+        dL takes a sum over stretches of tokens, in their order. Landmarks that do not fit into one
+        tile take two launches, one for each side of P.
+    """
+    tokens, landmarks = rows_of(tokens), rows_of(landmarks)
+    batch, heads, n, d = tokens.shape
+    m = landmarks.shape[2]
+    grad, weights, *of_queries = queries or (None,) * 8
+    values, grad_sums = keys or (None, None)
+    grad, weights, values, grad_sums = (
+        None if t is None else rows_of(t) for t in (grad, weights, values, grad_sums)
+    )
+    of_values = grad if values is None else values
+    assert of_values is not None, "neither queries nor keys"
+    d_v = of_values.shape[3]
+    device = device_of(tokens.device)
+    chosen = choose("token_gradient", d, d_v, m, tokens.dtype, device)
+    blocks = triton.cdiv(m, chosen.landmarks)
+    grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
+    grad_values = None
+    if values is not None:
+        grad_values = torch.empty(batch, heads, n, d_v, device=tokens.device, dtype=values.dtype)
+
+    def run(write_tokens: bool, write_landmarks: bool) -> Tensor | None:
+        programs = blocks if write_landmarks and not write_tokens else 1
+        number, length = stretches(n, chosen.tokens, batch * heads * programs, device)
+        partial = None
+        if write_landmarks:
+            shape = (batch, heads, number, m, d)
+            partial = torch.empty(shape, device=tokens.device, dtype=torch.float32)
+        launch(
+            _token_gradient,
+            (batch * heads * number, programs),
+            tokens,
+            landmarks,
+            grad,
+            weights,
+            values,
+            grad_sums,
+            *of_queries,
+            center,
+            padding,
+            landmark_padding,
+            grad_tokens,
+            grad_values,
+            partial,
+            *strides_of(tokens),
+            *strides_of(landmarks),
+            *strides_of(grad),
+            *strides_of(weights),
+            *strides_of(values),
+            *strides_of(grad_sums),
+            n,
+            m,
+            heads,
+            number,
+            length,
+            rate,
+            scale,
+            D=d,
+            D_V=d_v,
+            ONE_BLOCK=blocks == 1,
+            WRITE_TOKENS=write_tokens,
+            WRITE_LANDMARKS=write_landmarks,
+            BLOCK_N=chosen.tokens,
+            BLOCK_M=chosen.landmarks,
+            BLOCK_D=block_of(d),
+            BLOCK_V=block_of(d_v),
+            CENTERED=center is not None,
+            PADDED=padding is not None,
+            LANDMARKS_PADDED=landmark_padding is not None,
+            QUERIES=queries is not None,
+            KEYS=keys is not None,
+            QUOTIENT=queries is not None and queries.denominator is not None,
+            DIAGONAL=queries is not None and queries.diagonal is not None,
+            NORMALIZED=queries is not None and queries.row_shift is not None,
+            ONES=grad_sums is not None and grad_sums.shape[3] > d_v,
+            PRECISION=device.precision,
+            warps=chosen.warps,
+            stages=chosen.stages,
+        )
+        return None if partial is None else partial.sum(2)
+
+    if blocks == 1:
+        grad_landmarks = run(write_tokens=True, write_landmarks=True)
+    else:
+        run(write_tokens=True, write_landmarks=False)
+        grad_landmarks = run(write_tokens=False, write_landmarks=True)
+    assert grad_landmarks is not None
+    return grad_tokens, grad_values, grad_landmarks
+
+
+@triton.jit
+def _token_gradient(
+    x_ptr,
+    l_ptr,
+    g_ptr,
+    w_ptr,
+    v_ptr,
+    ds_ptr,
+    denominator_ptr,
+    dd_ptr,
+    diagonal_ptr,
+    dc_ptr,
+    middle_ptr,
+    shift_ptr,
+    center_ptr,
+    padding_ptr,
+    l_padding_ptr,
+    dx_ptr,
+    dv_ptr,
+    dl_ptr,
+    x_batch,
+    x_head,
+    x_row,
+    l_batch,
+    l_head,
+    l_row,
+    g_batch,
+    g_head,
+    g_row,
+    w_batch,
+    w_head,
+    w_row,
+    v_batch,
+    v_head,
+    v_row,
+    ds_batch,
+    ds_head,
+    ds_row,
+    n,
+    m,
+    heads,
+    stretches,
+    length,
+    rate,
+    scale,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    WRITE_TOKENS: tl.constexpr,
+    WRITE_LANDMARKS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    CENTERED: tl.constexpr,
+    PADDED: tl.constexpr,
+    LANDMARKS_PADDED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    QUOTIENT: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+    ONES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """w = −s P ∘ dP over one stretch of tokens, and what follows from it.
+
+    A program that writes both sides, or the landmarks' alone, holds one block of landmarks; one
+    that writes the tokens' alone takes the blocks in turn.
+    """
+    unit = tl.program_id(0).to(tl.int64)
+    pair = unit // stretches
+    batch, head = pair // heads, pair % heads
+    x_ptr += batch * x_batch + head * x_head
+    l_ptr += batch * l_batch + head * l_head
+    if CENTERED:
+        center_ptr += pair * D
+    if LANDMARKS_PADDED:
+        l_padding_ptr += batch * m
+    if QUERIES:
+        g_ptr += batch * g_batch + head * g_head
+        w_ptr += batch * w_batch + head * w_head
+    if KEYS:
+        v_ptr += batch * v_batch + head * v_head
+        ds_ptr += batch * ds_batch + head * ds_head
+    if DIAGONAL:
+        middle_ptr += pair * m * m
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
+    HOLDS_ONE: tl.constexpr = WRITE_LANDMARKS
+
+    landmark = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    if HOLDS_ONE:
+        real = real_landmarks(l_padding_ptr, landmark, m, LANDMARKS_PADDED)
+        # [BLOCK_M, BLOCK_D], [BLOCK_M]
+        l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
+        # [BLOCK_M, BLOCK_V] and one more column, [BLOCK_M], of each
+        if QUERIES:
+            w, w_rest, w_unit, z = load_sums(
+                w_ptr, landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE
+            )
+        if KEYS:
+            ds, ds_rest, ds_unit, du = load_sums(
+                ds_ptr, landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE
+            )
+        if DIAGONAL and ONE_BLOCK:
+            # [BLOCK_M, BLOCK_M]
+            middle, middle_rest, middle_unit = split(
+                load_middle(middle_ptr, landmark, landmark, m), DTYPE, False
+            )
+    dl = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    start = unit % stretches * length
+    for first in range(start, tl.minimum(start + length, n), BLOCK_N):
+        token = first + tl.arange(0, BLOCK_N)
+        inside = token < n
+        valid = inside
+        if PADDED:
+            valid = valid & (tl.load(padding_ptr + batch * n + token, mask=valid, other=1) == 0)
+        at = pair * n + token
+        # [BLOCK_N, BLOCK_D], [BLOCK_N]
+        x, x_square = load_points(x_ptr, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED)
+        # [BLOCK_N, BLOCK_V]
+        if QUERIES:
+            g = load_rows(g_ptr, token, g_row, valid, D_V, BLOCK_V)
+        if KEYS:
+            v = load_rows(v_ptr, token, v_row, valid, D_V, BLOCK_V)
+        dx = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        dv = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+        for block in range(0, BLOCK_M if HOLDS_ONE else m, BLOCK_M):
+            if not HOLDS_ONE:
+                landmark = block + tl.arange(0, BLOCK_M).to(tl.int64)
+                real = real_landmarks(l_padding_ptr, landmark, m, LANDMARKS_PADDED)
+                l, l_square = load_points(
+                    l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED
+                )
+                if QUERIES:
+                    w, w_rest, w_unit, z = load_sums(
+                        w_ptr, landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE
+                    )
+                if KEYS:
+                    ds, ds_rest, ds_unit, du = load_sums(
+                        ds_ptr, landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE
+                    )
+            # [BLOCK_N, BLOCK_M]
+            e = exponent(x, x_square, l, l_square, rate, PRECISION)
+            if NORMALIZED:
+                shift = tl.load(shift_ptr + at, mask=valid, other=0.0)
+                e = tl.where(real[None, :], e - shift[:, None], float("-inf"))
+            p = tl.exp2(e)
+            p_first, p_second, _ = split(p, DTYPE, True)
+            dp = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            if QUERIES:
+                W_PIECES: tl.constexpr = 1 if w_ptr.dtype.element_ty == DTYPE else 2
+                dp += w_unit * dot(g, g, tl.trans(w), tl.trans(w_rest), 1, W_PIECES, PRECISION)
+            if QUOTIENT:
+                dp /= tl.load(denominator_ptr + at, mask=valid, other=1.0)[:, None]
+                dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[:, None] * z[None, :]
+            if NORMALIZED:
+                dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[:, None]
+            if DIAGONAL:
+                if ONE_BLOCK:
+                    heard = middle_unit * dot(
+                        p_first, p_second, middle, middle_rest, PIECES, PIECES, PRECISION
+                    )
+                else:
+                    heard = through_middle(
+                        x, x_square, l_ptr, l_row, middle_ptr, center_ptr, landmark, m, rate,
+                        D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
+                    )  # fmt: skip
+                dp -= tl.load(dc_ptr + at, mask=valid, other=0.0)[:, None] * heard
+            if KEYS:
+                dp += ds_unit * dot(v, v, tl.trans(ds), tl.trans(ds_rest), 1, PIECES, PRECISION)
+                if ONES:
+                    dp += tl.where(valid[:, None], du[None, :], 0.0)
+                if WRITE_TOKENS:
+                    dv += ds_unit * dot(
+                        p_first, p_second, ds, ds_rest, PIECES, PIECES, PRECISION
+                    )
+            slope = -scale * p * dp
+            slope_first, slope_second, slope_unit = split(slope, DTYPE, False)
+            if WRITE_TOKENS:
+                pull = slope_unit * dot(slope_first, slope_second, l, l, PIECES, 1, PRECISION)
+                dx += tl.sum(slope, 1)[:, None] * x.to(tl.float32) - pull
+            if WRITE_LANDMARKS:
+                push = slope_unit * dot(
+                    tl.trans(slope_first), tl.trans(slope_second), x, x, PIECES, 1, PRECISION
+                )
+                dl += tl.sum(slope, 0)[:, None] * l.to(tl.float32) - push
+        if WRITE_TOKENS:
+            store_rows(dx_ptr + pair * n * D, token, D, dx, inside, D, BLOCK_D)
+            if KEYS:
+                if DIAGONAL:
+                    c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
+                    share = c / tl.load(denominator_ptr + at, mask=valid, other=1.0)
+                    dv += share[:, None] * g.to(tl.float32)
+                dv = tl.where(valid[:, None], dv, 0.0)
+                store_rows(dv_ptr + pair * n * D_V, token, D_V, dv, inside, D_V, BLOCK_V)
+    if WRITE_LANDMARKS:
+        store_rows(dl_ptr + unit * m * D, landmark, D, dl, landmark < m, D, BLOCK_D)
