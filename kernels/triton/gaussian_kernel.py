@@ -1,0 +1,201 @@
+"""The Gaussian kernel between two sets of tokens, written out, and its gradient."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from softattn.kernels import launching
+from softattn.kernels.arithmetic import load_rows, store_rows
+from softattn.kernels.configurations import choose
+from softattn.kernels.launching import block_of, rows_of, strides_of
+
+
+def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
+    """P_ij = 2^(−rate ‖x_i − y_j‖²), by differences, so that equal tokens give exactly 1.
+
+    Args:
+        query: X, (batch, heads, n_q, d).
+        key: Y, (batch, heads, n_k, d).
+        rate: s log₂(e) / 2.
+
+    Returns:
+        (batch, heads, n_q, n_k), float32.
+    """
+    query, key = rows_of(query), rows_of(key)
+    batch, heads, n_q, d = query.shape
+    n_k = key.shape[2]
+    device = launching.device_of(query.device)
+    chosen = choose("gaussian_kernel", d, d, n_k, query.dtype, device)
+    block = torch.empty(batch, heads, n_q, n_k, device=query.device, dtype=torch.float32)
+    launching.launch(
+        _gaussian_kernel,
+        (
+            batch * heads,
+            triton.cdiv(n_q, chosen.tokens),
+            triton.cdiv(n_k, chosen.landmarks),
+        ),
+        query,
+        key,
+        block,
+        *strides_of(query),
+        *strides_of(key),
+        n_q,
+        n_k,
+        heads,
+        rate,
+        D=d,
+        BLOCK_N=chosen.tokens,
+        BLOCK_M=chosen.landmarks,
+        warps=chosen.warps,
+        stages=chosen.stages,
+    )
+    return block
+
+
+def gaussian_kernel_gradient(
+    query: Tensor, key: Tensor, block: Tensor, grad: Tensor, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """dX = rowsum(w) X − w Y and dY = colsum(w) Y − wᵀ X, with w = −s P ∘ dP.
+
+    Args:
+        query: X, (batch, heads, n_q, d).
+        key: Y, (batch, heads, n_k, d).
+        block: P as ``gaussian_kernel`` gave it.
+        grad: dP, likewise.
+        scale: s.
+
+    Returns:
+        dX and dY, in the dtypes of ``query`` and ``key``.
+    """
+    query, key = rows_of(query), rows_of(key)
+    return (
+        _gradient_of_one_side(query, key, block, grad, scale),
+        _gradient_of_one_side(key, query, block.mT, grad.mT, scale),
+    )
+
+
+def _gradient_of_one_side(x: Tensor, y: Tensor, block: Tensor, grad: Tensor, scale: float) -> Tensor:
+    batch, heads, n, d = x.shape
+    m = y.shape[2]
+    device = launching.device_of(x.device)
+    chosen = choose("gaussian_kernel_gradient", d, d, m, x.dtype, device)
+    dx = torch.empty(batch, heads, n, d, device=x.device, dtype=x.dtype)
+    launching.launch(
+        _gaussian_kernel_gradient,
+        (batch * heads, triton.cdiv(n, chosen.tokens)),
+        x,
+        y,
+        block,
+        grad,
+        dx,
+        *strides_of(x),
+        *strides_of(y),
+        *block.stride(),
+        *grad.stride(),
+        n,
+        m,
+        heads,
+        scale,
+        D=d,
+        BLOCK_N=chosen.tokens,
+        BLOCK_M=chosen.landmarks,
+        BLOCK_D=block_of(d),
+        PRECISION=device.precision,
+        warps=chosen.warps,
+        stages=chosen.stages,
+    )
+    return dx
+
+
+@triton.jit
+def _gaussian_kernel(
+    x_ptr,
+    y_ptr,
+    p_ptr,
+    x_batch,
+    x_head,
+    x_row,
+    y_batch,
+    y_head,
+    y_row,
+    n,
+    m,
+    heads,
+    rate,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One tile of P, a feature after the other."""
+    pair = tl.program_id(0).to(tl.int64)
+    batch, head = pair // heads, pair % heads
+    row = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = tl.program_id(2).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    x_ptr += batch * x_batch + head * x_head + row * x_row
+    y_ptr += batch * y_batch + head * y_head + column * y_row
+    distance = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for feature in range(D):
+        # [BLOCK_N], [BLOCK_M]
+        x = tl.load(x_ptr + feature, mask=row < n, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + feature, mask=column < m, other=0.0).to(tl.float32)
+        difference = x[:, None] - y[None, :]
+        distance += difference * difference
+    mask = (row < n)[:, None] & (column < m)[None, :]
+    to = p_ptr + pair * n * m + row[:, None] * m + column[None, :]
+    tl.store(to, tl.exp2(-rate * distance), mask=mask)
+
+
+@triton.jit
+def _gaussian_kernel_gradient(
+    x_ptr,
+    y_ptr,
+    p_ptr,
+    g_ptr,
+    dx_ptr,
+    x_batch,
+    x_head,
+    x_row,
+    y_batch,
+    y_head,
+    y_row,
+    p_batch,
+    p_head,
+    p_row,
+    p_column,
+    g_batch,
+    g_head,
+    g_row,
+    g_column,
+    n,
+    m,
+    heads,
+    scale,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Σ_j w_ij (x_i − y_j) for one block of rows."""
+    pair = tl.program_id(0).to(tl.int64)
+    batch, head = pair // heads, pair % heads
+    x_ptr += batch * x_batch + head * x_head
+    y_ptr += batch * y_batch + head * y_head
+    p_ptr += batch * p_batch + head * p_head
+    g_ptr += batch * g_batch + head * g_head
+    row = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # [BLOCK_N, BLOCK_D]
+    x = load_rows(x_ptr, row, x_row, row < n, D, BLOCK_D).to(tl.float32)
+    dx = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for first in range(0, m, BLOCK_M):
+        column = first + tl.arange(0, BLOCK_M).to(tl.int64)
+        mask = (row < n)[:, None] & (column < m)[None, :]
+        # [BLOCK_N, BLOCK_M]
+        p = tl.load(p_ptr + row[:, None] * p_row + column[None, :] * p_column, mask=mask, other=0.0)
+        g = tl.load(g_ptr + row[:, None] * g_row + column[None, :] * g_column, mask=mask, other=0.0)
+        w = -scale * p * g
+        # [BLOCK_M, BLOCK_D]
+        y = load_rows(y_ptr, column, y_row, column < m, D, BLOCK_D).to(tl.float32)
+        dx += tl.sum(w, 1)[:, None] * x - tl.dot(w, y, input_precision=PRECISION)
+    store_rows(dx_ptr + pair * n * D, row, D, dx, row < n, D, BLOCK_D)
