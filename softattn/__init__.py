@@ -3,6 +3,7 @@
 from softattn import reference
 from softattn.attention import gaussian_attention, softmax_free_attention
 from softattn.gaussian import gaussian_kernel
+from softattn.implementation import Implementation, explain_impl
 from softattn.landmarks import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler
 from softattn.module import SoftmaxFreeAttention
 from softattn.pinv import NewtonPinv, PinvInfo, newton_pinv, newton_pinv_ex
@@ -12,10 +13,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AvgPoolLandmarks",
     "ConvLandmarks",
+    "Implementation",
     "LandmarkSampler",
     "NewtonPinv",
     "PinvInfo",
     "SoftmaxFreeAttention",
+    "explain_impl",
     "gaussian_attention",
     "gaussian_kernel",
     "newton_pinv",

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from softattn import eager
+from softattn import eager, fused
+from softattn.implementation import runs_on_triton
 from softattn.pinv import resolve_pinv
+from softattn.precision import promoted_under_autocast
 from softattn.validation import (
     NORMALIZATIONS,
     check_causal,
     check_choice,
-    check_impl,
     check_mask,
     check_scale,
     check_tokens,
@@ -64,16 +65,19 @@ def softmax_free_attention(
             self-attention padded queries answer 0; a sample that is all padding answers 0.
         landmark_padding_mask: (batch, m), True where a landmark is padding.
         is_causal: not offered; True raises and says why.
-        impl: ``"eager"``, or ``"auto"`` for the fastest implementation that runs.
+        impl: ``"triton"`` runs the Triton kernels, ``"eager"`` PyTorch's operations, on any device
+            and differentiable twice; ``"auto"`` runs Triton where it can, which ``explain_impl``
+            tells. Triton takes tokens whose features are adjacent in memory as they are and copies
+            others.
 
     Returns:
         O, (batch, heads, n_q, d_v), in the dtype of ``value``.
 
     Raises:
-        TypeError: a tensor is not floating point, dtypes differ, or a mask is not bool.
+        TypeError: a tensor is not floating point, a mask is not bool, or dtypes differ, which they
+            may under autocast alone: there all are promoted to the widest of them.
         ValueError: shapes do not fit, devices differ, or a choice is unknown or cannot run.
     """
-    check_impl(impl)
     check_causal(is_causal)
     check_choice("normalization", normalization, NORMALIZATIONS)
     if key is query:
@@ -85,13 +89,15 @@ def softmax_free_attention(
     check_mask("key_padding_mask", key_padding_mask, (batch, n_k), keys.device)
     n_landmarks = (batch, landmarks.shape[2])
     check_mask("landmark_padding_mask", landmark_padding_mask, n_landmarks, keys.device)
-    return eager.softmax_free_attention(
+    query, keys, value, landmarks = promoted_under_autocast(query, keys, value, landmarks)
+    implementation = fused if runs_on_triton(impl, query, value, landmarks) else eager
+    return implementation.softmax_free_attention(
         query,
-        key,
+        None if key is None else keys,
         value,
         landmarks,
         normalization=normalization,
-        pinv=resolve_pinv(pinv),
+        pinv=resolve_pinv(pinv, impl),
         scale=check_scale(scale, query),
         key_padding_mask=key_padding_mask,
         landmark_padding_mask=landmark_padding_mask,
@@ -120,16 +126,16 @@ def gaussian_attention(
         scale: s in k(x, y) = exp(−s ‖x − y‖² / 2), 1/√d by default.
         key_padding_mask: (batch, n_k), True where a token is padding; in self-attention padded
             queries answer 0.
-        impl: ``"eager"``, or ``"auto"`` for the fastest implementation that runs.
+        impl: ``"eager"``, ``"triton"`` or ``"auto"``, see ``softmax_free_attention``.
 
     Returns:
         (batch, heads, n_q, d_v), in the dtype of ``value``.
 
     Raises:
-        TypeError: a tensor is not floating point, dtypes differ, or a mask is not bool.
+        TypeError: a tensor is not floating point, a mask is not bool, or dtypes differ, which they
+            may under autocast alone: there all are promoted to the widest of them.
         ValueError: shapes do not fit, devices differ, or ``impl`` cannot run.
     """
-    check_impl(impl)
     if key is query:
         key = None
     keys = query if key is None else key
@@ -137,9 +143,11 @@ def gaussian_attention(
     check_values(value, keys)
     batch, _, n_k, _ = keys.shape
     check_mask("key_padding_mask", key_padding_mask, (batch, n_k), keys.device)
-    return eager.gaussian_attention(
+    query, keys, value = promoted_under_autocast(query, keys, value)
+    implementation = fused if runs_on_triton(impl, query, value) else eager
+    return implementation.gaussian_attention(
         query,
-        key,
+        None if key is None else keys,
         value,
         normalize=normalize,
         scale=check_scale(scale, query),

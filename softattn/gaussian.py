@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softattn import operators
 from softattn.autograd import apply
-from softattn.precision import compute_dtype, without_autocast
-from softattn.validation import check_impl, check_scale, check_tokens
+from softattn.implementation import runs_on_triton
+from softattn.precision import compute_dtype, promoted_under_autocast, without_autocast
+from softattn.validation import check_scale, check_tokens
 
 
 def gaussian_kernel(
@@ -22,7 +24,7 @@ def gaussian_kernel(
         query: (batch, heads, n_q, d), floating point.
         key: (batch, heads, n_k, d), same dtype and device.
         scale: s, 1/√d by default.
-        impl: ``"eager"`` or ``"auto"``.
+        impl: ``"eager"``, ``"triton"`` or ``"auto"``, see ``softmax_free_attention``.
 
     Returns:
         (batch, heads, n_q, n_k) in float32, or float64 for float64 inputs. It does exist in
@@ -32,9 +34,12 @@ def gaussian_kernel(
         TypeError: a tensor is not floating point, or dtypes differ.
         ValueError: shapes do not fit, devices differ, or ``impl`` cannot run.
     """
-    check_impl(impl)
     check_tokens(query=query, key=key)
-    return gram_block(query, key, check_scale(scale, query))
+    query, key = promoted_under_autocast(query, key)
+    scale = check_scale(scale, query)
+    if runs_on_triton(impl, query):
+        return operators.gaussian_kernel(query, key, scale)
+    return gram_block(query, key, scale)
 
 
 def gram_block(query: Tensor, key: Tensor, scale: float) -> Tensor:

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
+from softattn.implementation import IMPLEMENTATIONS
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
 from softattn.pinv import resolve_pinv
 from softattn.tokens import TokenBatch, arrange_tokens
@@ -16,7 +17,6 @@ from softattn.validation import (
     check_causal,
     check_choice,
     check_floating,
-    check_impl,
 )
 
 
@@ -36,7 +36,7 @@ class SoftmaxFreeAttention(nn.Module):
             the output: an odd int for maps of two dimensions, one for each dimension of other
             grids, 0 for none. One filter a head.
         bias: whether the three projections have one.
-        impl: ``"eager"``, or ``"auto"`` for the fastest implementation that runs.
+        impl: ``"eager"``, ``"triton"`` or ``"auto"``, see ``softmax_free_attention``.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -81,7 +81,7 @@ class SoftmaxFreeAttention(nn.Module):
                 "give head_dim"
             )
         check_choice("normalization", normalization, NORMALIZATIONS)
-        check_impl(impl)
+        check_choice("impl", impl, IMPLEMENTATIONS)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
@@ -92,7 +92,7 @@ class SoftmaxFreeAttention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, inner, bias=bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(inner, embed_dim, bias=bias, device=device, dtype=dtype)
         self.landmarks = AvgPoolLandmarks() if landmarks is None else landmarks
-        self.pinv = resolve_pinv(pinv)
+        self.pinv = resolve_pinv(pinv, impl)
         self.value_conv = (
             _depthwise_conv(num_heads, value_conv, device, dtype) if value_conv else None
         )

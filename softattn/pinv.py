@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from softattn import operators
 from softattn.autograd import apply
+from softattn.implementation import IMPLEMENTATIONS, newton_runs_on_triton
 from softattn.precision import compute_dtype, without_autocast
 from softattn.validation import check_choice, check_floating
 
@@ -34,7 +37,12 @@ class PinvInfo(NamedTuple):
 
 
 def newton_pinv(
-    a: Tensor, *, method: str = "transpose", ridge: float = 0.0, iterations: int | None = None
+    a: Tensor,
+    *,
+    method: str = "transpose",
+    ridge: float = 0.0,
+    iterations: int | None = None,
+    impl: str = "auto",
 ) -> Tensor:
     """The pseudo-inverse of each matrix, by Newton's iteration V ← V (2 I − A V) and its kin.
 
@@ -64,6 +72,9 @@ def newton_pinv(
         method: see above.
         ridge: ε, added to the diagonal before anything else; not negative.
         iterations: the number of steps; by default as the method says.
+        impl: ``"triton"`` takes all steps of all matrices in one launch, for matrices of up to 128
+            rows, in float32, by any method but ``"transpose"``; ``"eager"`` takes them by matrix
+            products; ``"auto"`` takes Triton where it runs, but for gradients through the steps.
 
     Returns:
         (..., columns, rows) in the dtype of ``a``. The arithmetic is done in float32, or float64
@@ -74,11 +85,16 @@ def newton_pinv(
         ValueError: the shape does not fit the method, or an option is out of its range.
     """
     _check(method, ridge, iterations)
-    return _solve(a, method, ridge, iterations)[0].to(a.dtype)
+    return _solve(a, method, ridge, iterations, impl)[0].to(a.dtype)
 
 
 def newton_pinv_ex(
-    a: Tensor, *, method: str = "transpose", ridge: float = 0.0, iterations: int | None = None
+    a: Tensor,
+    *,
+    method: str = "transpose",
+    ridge: float = 0.0,
+    iterations: int | None = None,
+    impl: str = "auto",
 ) -> tuple[Tensor, PinvInfo]:
     """``newton_pinv`` and how far it got, as ``torch.linalg.inv_ex`` tells of its own.
 
@@ -87,7 +103,7 @@ def newton_pinv_ex(
         never read back from the device.
     """
     _check(method, ridge, iterations)
-    inverse, steps, target = _solve(a, method, ridge, iterations)
+    inverse, steps, target = _solve(a, method, ridge, iterations, impl)
     with torch.no_grad(), without_autocast(a.device):
         unit = _largest_entry(target)
         x, v = target / unit, inverse * unit
@@ -99,17 +115,29 @@ class NewtonPinv(nn.Module):
     """``newton_pinv`` as a module; the options are the same."""
 
     def __init__(
-        self, method: str = "transpose", ridge: float = 0.0, iterations: int | None = None
+        self,
+        method: str = "transpose",
+        ridge: float = 0.0,
+        iterations: int | None = None,
+        impl: str = "auto",
     ) -> None:
         super().__init__()
         _check(method, ridge, iterations)
+        check_choice("impl", impl, IMPLEMENTATIONS)
         self.method = method
         self.ridge = ridge
         self.iterations = iterations
+        self.impl = impl
 
     def forward(self, a: Tensor) -> Tensor:
         """The pseudo-inverses (..., columns, rows) of ``a`` (..., rows, columns)."""
-        return newton_pinv(a, method=self.method, ridge=self.ridge, iterations=self.iterations)
+        return newton_pinv(
+            a,
+            method=self.method,
+            ridge=self.ridge,
+            iterations=self.iterations,
+            impl=self.impl,
+        )
 
     def extra_repr(self) -> str:
         """The options that are in force."""
@@ -120,7 +148,9 @@ class NewtonPinv(nn.Module):
 PAPER_RIDGE = 0.01
 
 
-def resolve_pinv(pinv: str | Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+def resolve_pinv(
+    pinv: str | Callable[[Tensor], Tensor] | None, impl: str = "auto"
+) -> Callable[[Tensor], Tensor]:
     """The inverse of a Gram matrix that a layer asks for, with the paper's ridge where it has one.
 
     Raises:
@@ -131,7 +161,9 @@ def resolve_pinv(pinv: str | Callable[[Tensor], Tensor] | None) -> Callable[[Ten
         pinv = "minimax"
     if isinstance(pinv, str):
         check_choice("pinv", pinv, METHODS)
-        return NewtonPinv(pinv, ridge=PAPER_RIDGE if pinv in ("minimax", "soft") else 0.0)
+        ridge = PAPER_RIDGE if pinv in ("minimax", "soft") else 0.0
+        # Methods and sizes without a kernel go by matrix products, in a layer on Triton too.
+        return NewtonPinv(pinv, ridge=ridge, impl="eager" if impl == "eager" else "auto")
     if not callable(pinv) or isinstance(pinv, type):
         raise TypeError(
             "pinv must be a callable such as softattn.NewtonPinv(...), a method's name or None, "
@@ -154,7 +186,7 @@ def _check(method: str, ridge: float, iterations: int | None) -> None:
 
 
 def _solve(
-    a: Tensor, method: str, ridge: float, iterations: int | None
+    a: Tensor, method: str, ridge: float, iterations: int | None, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The inverse, the steps taken, and the matrix A + εI that was inverted."""
     check_floating("a", a)
@@ -171,9 +203,10 @@ def _solve(
     batch = a.shape[:-2]
     a = a.to(compute_dtype(a)).reshape(-1, rows, columns)
     target = a + ridge * torch.eye(rows, dtype=a.dtype, device=a.device) if ridge else a
+    on_triton = newton_runs_on_triton(impl, a, method, iterations)
     with without_autocast(a.device):
         if method in ("transpose", "minimax"):
-            solver = _transpose if method == "transpose" else _minimax
+            solver = _transpose if method == "transpose" else partial(_minimax, on_triton=on_triton)
             if iterations is None:
                 with torch.no_grad():
                     inverse, steps = solver(target, ridge, None)
@@ -182,9 +215,9 @@ def _solve(
                 inverse, steps = solver(target, ridge, iterations)
         else:
             start = _soft_start if method == "soft" else _soft_norm_official_start
-            inverse, steps = _newton(
-                target, start(a, target), 20 if iterations is None else iterations
-            )
+            count = 20 if iterations is None else iterations
+            inverse = _newton(target, start(a, target), count, on_triton=on_triton)
+            steps = _step_counts(target, count)
     return (
         inverse.view(*batch, columns, rows),
         steps.view(batch),
@@ -196,15 +229,30 @@ def _step_counts(a: Tensor, count: int) -> Tensor:
     return torch.full(a.shape[:-2], count, dtype=torch.int64, device=a.device)
 
 
-def _step(inverse: Tensor, target: Tensor, keep: float, subtract: float) -> Tensor:
-    """One step, to keep · V − subtract · V A V, in two batched products."""
-    return torch.baddbmm(inverse, inverse @ target, inverse, beta=keep, alpha=-subtract)
+def _newton(
+    target: Tensor,
+    start: Tensor,
+    steps: int,
+    *,
+    lower: float = 1.0,
+    on_triton: bool = False,
+) -> Tensor:
+    """Newton's steps scaled for an interval [l, 1] that holds the spectrum of V A.
 
-
-def _newton(target: Tensor, inverse: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    for _ in range(iterations):
-        inverse = _step(inverse, target, 2, 1)
-    return inverse, _step_counts(target, iterations)
+    With c the middle of the interval, x ← x (2c − x) / c² maps it onto [l (2c − l) / c², 1]: both
+    ends meet at the lower one. A last factor 2 / (1 + l) centres what is left around 1. For l = 1
+    it is the plain iteration V ← 2 V − V A V.
+    """
+    if on_triton:
+        return operators.newton(target, start, lower, steps)
+    inverse = start
+    for _ in range(steps):
+        middle = (1 + lower) / 2
+        inverse = torch.baddbmm(
+            inverse, inverse @ target, inverse, beta=2 / middle, alpha=-1 / middle**2
+        )
+        lower = _raised(lower)
+    return inverse if lower == 1 else inverse * (2 / (1 + lower))
 
 
 def _soft_start(a: Tensor, target: Tensor) -> Tensor:
@@ -253,33 +301,30 @@ def _transpose(target: Tensor, ridge: float, iterations: int | None) -> tuple[Te
             inverse = torch.where(active[..., None, None], 2 * inverse - projected, inverse)
             left, taken = left - active.long(), taken + active.long()
     else:
-        inverse, taken = _newton(a, inverse, iterations)
+        inverse, taken = _newton(a, inverse, iterations), _step_counts(a, iterations)
     return inverse @ a @ inverse / unit, taken
 
 
-def _minimax(target: Tensor, ridge: float, iterations: int | None) -> tuple[Tensor, Tensor]:
-    """Newton's steps scaled for the interval [l, 1] that holds the spectrum of V A.
+def _minimax(
+    target: Tensor, ridge: float, iterations: int | None, *, on_triton: bool
+) -> tuple[Tensor, Tensor]:
+    """Scaled steps from I / ‖A‖∞.
 
-    With c the middle of the interval, x ← x (2c − x) / c² maps it onto [l (2c − l) / c², 1]: both
-    ends meet at the lower one. A last factor 2 / (1 + l) centres what is left around 1. V starts at
-    I / ‖A‖∞, and where entries are at most 1, ‖A‖∞ is at most size + ridge: so l, and with it the
-    number of steps, is known before anything is computed.
+    Where entries are at most 1, ‖A‖∞ is at most size + ridge: so the interval that holds the
+    spectrum, and with it the number of steps, is known before anything is computed.
     """
     size = target.shape[-1]
     norm = target.abs().sum(-1).amax(-1)[..., None, None]
-    inverse = torch.eye(size, dtype=target.dtype, device=target.device) / norm
+    start = torch.eye(size, dtype=target.dtype, device=target.device) / norm
     lower = ridge / (size + ridge)
     if iterations is None:
         iterations = _minimax_iterations(lower, torch.finfo(target.dtype).eps)
-    for _ in range(iterations):
-        middle = (1 + lower) / 2
-        inverse = _step(inverse, target, 2 / middle, 1 / middle**2)
-        lower = _raised(lower)
-    return inverse * (2 / (1 + lower)), _step_counts(target, iterations)
+    inverse = _newton(target, start, iterations, lower=lower, on_triton=on_triton)
+    return inverse, _step_counts(target, iterations)
 
 
 def _raised(lower: float) -> float:
-    """The lower end of the interval after a step of ``_minimax``."""
+    """The lower end of the interval after a step of ``_newton``."""
     middle = (1 + lower) / 2
     return min(lower * (2 * middle - lower) / middle**2, 1.0)
 

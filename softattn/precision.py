@@ -1,6 +1,7 @@
 """The precision that arithmetic is done in, whatever the precision of the data."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -9,6 +10,21 @@ from torch import Tensor
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Float64 where any of the tensors is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def promoted_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast the tensors in the widest of their dtypes, else as they are.
+
+    Autocast gives projections in half precision and norms in float32; what meets in one call then
+    meets in ``torch.promote_types`` of all.
+    """
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) < 2 or not torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    if not all(dtype.is_floating_point for dtype in dtypes):
+        return tensors
+    widest = reduce(torch.promote_types, dtypes)
+    return tuple(tensor.to(widest) for tensor in tensors)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

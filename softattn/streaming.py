@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softattn.autograd import apply
+from softattn.centering import median_token
 from softattn.precision import compute_dtype, without_autocast
 
 # Elements of one tile of the kernel, over all batch items and heads: 2 MiB in float32.
@@ -19,7 +20,6 @@ _TILE_ELEMENTS = 2**19
 # tile then still holds, but not into slivers where the batch is large.
 _SHORT_SIDE = 1024
 _LEAST_LONG_SIDE = 128
-_MEDIAN_TOKENS = 8
 
 Tensors = dict[str, Tensor]
 
@@ -238,7 +238,7 @@ class _Tiles:
         self.dtype = compute_dtype(*operands.values())
         self.device = query.device
         n_q, n_k = self.n_q, self.n_k = query.shape[-2], key.shape[-2]
-        self.center = _median((key if n_k <= n_q else query).detach()).to(self.dtype)
+        self.center = median_token((key if n_k <= n_q else query).detach()).to(self.dtype)
         # A quadratic form needs whole rows of P.
         short = min(n_q, n_k) if "form" in operands else min(n_q, n_k, _SHORT_SIDE)
         batch = query.shape[:-2].numel()
@@ -295,16 +295,6 @@ class _Tiles:
     def _room_for(self, name: str, term: Tensor) -> Tensor:
         tokens = {"rows": self.n_q, "cols": self.n_k, None: term.shape[-2]}[_AXES[name]]
         return term.new_empty(*term.shape[:-2], tokens, term.shape[-1])
-
-
-def _median(tokens: Tensor) -> Tensor:
-    """The median of each feature over at most about 2 · _MEDIAN_TOKENS tokens: [..., 1, d]."""
-    n = tokens.shape[-2]
-    if n == 0:
-        return tokens.new_zeros(*tokens.shape[:-2], 1, tokens.shape[-1])
-    some = tokens[..., :: max(n // _MEDIAN_TOKENS, 1), :]
-    middle = some.shape[-2] // 2
-    return some.sort(-2).values[..., middle : middle + 1, :]
 
 
 def _slices(length: int, size: int) -> list[slice]:

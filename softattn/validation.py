@@ -10,23 +10,12 @@ import torch
 from torch import Tensor
 
 NORMALIZATIONS = ("none", "landmark", "token")
-IMPLEMENTATIONS = ("auto", "eager", "triton")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_impl(impl: str) -> None:
-    """Raises ValueError where ``impl`` is unknown or cannot run."""
-    check_choice("impl", impl, IMPLEMENTATIONS)
-    if impl == "triton":
-        raise ValueError(
-            "impl='triton' was asked for, but this version of softattn has no Triton kernels yet; "
-            "use impl='eager', or 'auto' to get the fastest that runs"
-        )
 
 
 def check_causal(is_causal: bool) -> None:
@@ -85,10 +74,13 @@ def check_tokens(**tensors: Tensor) -> None:
 
 
 def check_alike(**tensors: Tensor) -> None:
-    """Checks that all are floating point, of one dtype, on one device."""
+    """Checks that all are floating point, of one dtype unless under autocast, on one device."""
     for name, tensor in tensors.items():
         check_floating(name, tensor)
-    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1 and not any(
+        torch.is_autocast_enabled(tensor.device.type) for tensor in tensors.values()
+    ):
         raise TypeError(
             f"{_listed(list(tensors))} must have one dtype, got "
             + ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())

@@ -75,7 +75,9 @@ def gaussian_kernel_gradient(
     )
 
 
-def _gradient_of_one_side(x: Tensor, y: Tensor, block: Tensor, grad: Tensor, scale: float) -> Tensor:
+def _gradient_of_one_side(
+    x: Tensor, y: Tensor, block: Tensor, grad: Tensor, scale: float
+) -> Tensor:
     batch, heads, n, d = x.shape
     m = y.shape[2]
     device = launching.device_of(x.device)

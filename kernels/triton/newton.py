@@ -12,34 +12,23 @@ from softattn.kernels.launching import block_of
 LARGEST_SIZE = 128
 
 
-def newton_minimax(target: Tensor, *, lower: float, steps: int) -> Tensor:
-    """From V = I / ‖A‖∞, steps V ← (2 c V − V A V) / c² for a spectrum of V A in [l, 1].
+def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor:
+    """Steps V ← (2 c V − V A V) / c² with c = (1 + l) / 2 and l ← l (2 c − l) / c².
 
-    c = (1 + l) / 2 and l ← l (2 c − l) / c², as ``softattn.newton_pinv`` explains.
+    They bring a spectrum of V A within [l, 1] close to 1; l = 1 is the plain iteration.
 
     Args:
         target: A, (matrices, m, m), float32, m up to ``LARGEST_SIZE``.
+        start: the first V, likewise.
         lower: l.
         steps: how many, at least 1.
+
+    Returns:
+        The last V times 2 / (1 + l), (matrices, m, m), float32.
     """
-    return _run(target, target, steps, lower=lower, minimax=True)
-
-
-def newton(start: Tensor, target: Tensor, *, steps: int) -> Tensor:
-    """From ``start``, steps V ← 2 V − V A V.
-
-    Args:
-        start: V, (matrices, m, m), float32.
-        target: A, likewise, m up to ``LARGEST_SIZE``.
-        steps: how many, at least 1.
-    """
-    return _run(start, target, steps, lower=1.0, minimax=False)
-
-
-def _run(start: Tensor, target: Tensor, steps: int, *, lower: float, minimax: bool) -> Tensor:
     matrices, m, _ = target.shape
     device = launching.device_of(target.device)
-    chosen = choose("newton_pinv", m, m, m, target.dtype, device)
+    chosen = choose("newton", m, m, m, target.dtype, device)
     whole = chosen.tokens >= m
     # Matrices of more than one tile go back and forth between two buffers.
     inverse = torch.empty(
@@ -55,7 +44,6 @@ def _run(start: Tensor, target: Tensor, steps: int, *, lower: float, minimax: bo
         m,
         steps,
         lower,
-        MINIMAX=minimax,
         BLOCK=block_of(m),
         TILE=chosen.tokens,
         PRECISION=device.precision,
@@ -63,18 +51,6 @@ def _run(start: Tensor, target: Tensor, steps: int, *, lower: float, minimax: bo
         stages=chosen.stages,
     )
     return inverse[0 if whole else steps % 2]
-
-
-@triton.jit
-def _start(a, start_ptr, at, mask, MINIMAX: tl.constexpr):
-    """The first V, all of it: [BLOCK, BLOCK]."""
-    if MINIMAX:
-        row = tl.arange(0, a.shape[0])
-        identity = (row[:, None] == row[None, :]) & mask
-        v = tl.where(identity, 1.0 / tl.max(tl.sum(tl.abs(a), 1)), 0.0)
-    else:
-        v = tl.load(start_ptr + at, mask=mask, other=0.0)
-    return v
 
 
 @triton.jit
@@ -94,7 +70,6 @@ def _newton(
     m,
     steps,
     lower,
-    MINIMAX: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -105,7 +80,7 @@ def _newton(
     mask = (row < m)[:, None] & (row < m)[None, :]
     # [BLOCK, BLOCK]
     a = tl.load(a_ptr + at, mask=mask, other=0.0)
-    v = _start(a, start_ptr, at, mask, MINIMAX)
+    v = tl.load(start_ptr + at, mask=mask, other=0.0)
     for _ in range(steps):
         keep, subtract, lower = _coefficients(lower)
         va = tl.dot(v, a, input_precision=PRECISION)
@@ -122,7 +97,6 @@ def _newton_in_tiles(
     m,
     steps,
     lower,
-    MINIMAX: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -136,8 +110,7 @@ def _newton_in_tiles(
     part = tl.arange(0, TILE)
     mask = (whole < m)[:, None] & (whole < m)[None, :]
     at = matrix + whole[:, None] * m + whole[None, :]
-    a = tl.load(a_ptr + at, mask=mask, other=0.0)
-    tl.store(inverse_ptr + at, _start(a, start_ptr, at, mask, MINIMAX), mask=mask)
+    tl.store(inverse_ptr + at, tl.load(start_ptr + at, mask=mask), mask=mask)
     for step in range(steps):
         keep, subtract, lower = _coefficients(lower)
         unit = tl.where(step == steps - 1, 2 / (1 + lower), 1.0)

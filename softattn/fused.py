@@ -1,0 +1,54 @@
+"""Softmax-free and exact Gaussian attention through the Triton operators."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from softattn import operators
+from softattn.middle import middle_factor
+from softattn.padding import gather_padding
+from softattn.precision import without_autocast
+
+
+def softmax_free_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    *,
+    normalization: str,
+    pinv: Callable[[Tensor], Tensor],
+    scale: float,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    """The operator of ``softattn.softmax_free_attention``, on checked arguments."""
+    landmarks = gather_padding(landmarks, landmark_padding_mask)
+    with without_autocast(query.device):
+        gram = operators.gaussian_kernel(landmarks, landmarks, scale)
+        middle = middle_factor(gram, pinv, normalization, landmark_padding_mask)
+    output, *_ = operators.landmark_attention(
+        query,
+        key,
+        value,
+        landmarks,
+        middle.float(),
+        key_padding_mask,
+        scale,
+        normalization == "token",
+    )
+    return output
+
+
+def gaussian_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    *,
+    normalize: bool,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """The operator of ``softattn.gaussian_attention``, on checked arguments."""
+    output, _ = operators.gaussian_attention(query, key, value, key_padding_mask, scale, normalize)
+    return output

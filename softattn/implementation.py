@@ -1,0 +1,138 @@
+"""Which implementation a call runs on, and why."""
+
+import os
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softattn.validation import check_choice
+
+IMPLEMENTATIONS = ("auto", "eager", "triton")
+
+# What the kernels' tiles hold.
+MOST_FEATURES = 256
+MOST_LANDMARKS = 1024
+MOST_ROWS_TO_INVERT = 128
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TRITON_INSTALLED = find_spec("triton") is not None
+
+
+class Implementation(NamedTuple):
+    """What a call runs on.
+
+    name: ``"eager"`` or ``"triton"``.
+    reason: why, in words.
+    """
+
+    name: str
+    reason: str
+
+
+def explain_impl(
+    query: Tensor, value: Tensor | None = None, landmarks: Tensor | None = None, impl: str = "auto"
+) -> Implementation:
+    """What a call with these tensors runs on, and why.
+
+    Args:
+        query: of the call, (batch, heads, n, d).
+        value: of the call, (batch, heads, n, d_v), where it has one.
+        landmarks: of the call, (batch, heads, m, d), where it has them.
+        impl: as in the call.
+
+    Returns:
+        The name of the implementation, ``"eager"`` or ``"triton"``, and the reason. It does not
+        raise where the call would: then the reason says what stands against ``impl``.
+
+    Example:
+        >>> explain_impl(torch.randn(1, 2, 100, 32))
+        Implementation(name='eager', reason='the tensors are on cpu, Triton runs on CUDA and ROCm')
+    """
+    check_choice("impl", impl, IMPLEMENTATIONS)
+    if impl == "eager":
+        return Implementation("eager", "impl='eager' was asked for")
+    obstacle = (
+        _against_device(query.device, impl)
+        or _against_dtype(query.dtype)
+        or _against_sizes(query, value, landmarks)
+    )
+    if obstacle is not None:
+        return Implementation("eager", obstacle)
+    return Implementation("triton", "device, dtype and sizes are what the kernels are made for")
+
+
+def runs_on_triton(
+    impl: str, query: Tensor, value: Tensor | None = None, landmarks: Tensor | None = None
+) -> bool:
+    """Whether a call runs on Triton.
+
+    Raises:
+        ValueError: ``impl`` is unknown, or ``"triton"`` and cannot run.
+    """
+    choice = explain_impl(query, value, landmarks, impl)
+    return _granted(impl, choice.reason if choice.name == "eager" else None)
+
+
+def newton_runs_on_triton(impl: str, a: Tensor, method: str, iterations: int | None) -> bool:
+    """Whether a Newton inverse of ``a`` (..., rows, columns) runs on Triton.
+
+    Raises:
+        ValueError: ``impl`` is unknown, or ``"triton"`` and cannot run.
+    """
+    check_choice("impl", impl, IMPLEMENTATIONS)
+    if impl == "eager":
+        return False
+    obstacle = _against_device(a.device, impl) or _against_dtype(a.dtype)
+    if obstacle is None and method == "transpose":
+        obstacle = "method='transpose' looks at its residual after every step"
+    if obstacle is None and a.shape[-1] > MOST_ROWS_TO_INVERT:
+        obstacle = (
+            f"the matrices have {a.shape[-1]} rows, the kernel holds {MOST_ROWS_TO_INVERT} at most"
+        )
+    if obstacle is None and iterations == 0:
+        obstacle = "there are no iterations to run"
+    through_steps = method != "minimax" or iterations is not None
+    if impl == "auto" and through_steps and a.requires_grad and torch.is_grad_enabled():
+        # Matrix products can be differentiated again.
+        return False
+    return _granted(impl, obstacle)
+
+
+def _granted(impl: str, obstacle: str | None) -> bool:
+    if impl == "triton" and obstacle is not None:
+        raise ValueError(
+            f"impl='triton' was asked for, but {obstacle}; use impl='eager', or 'auto' to get the "
+            "fastest that runs"
+        )
+    return obstacle is None and impl != "eager"
+
+
+def _against_device(device: torch.device, impl: str) -> str | None:
+    if not _TRITON_INSTALLED:
+        return "the package triton is not installed"
+    if device.type != "cuda":
+        if impl == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        return f"the tensors are on {device.type}, Triton runs on CUDA and ROCm"
+    if torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
+        return "the device's compute capability is below 8.0"
+    return None
+
+
+def _against_dtype(dtype: torch.dtype) -> str | None:
+    if dtype in _DTYPES:
+        return None
+    return f"the kernels compute in float32, which is too little for {dtype}"
+
+
+def _against_sizes(query: Tensor, value: Tensor | None, landmarks: Tensor | None) -> str | None:
+    features = max(query.shape[-1], 0 if value is None else value.shape[-1])
+    if features > MOST_FEATURES:
+        return f"a head has {features} features, the kernels take {MOST_FEATURES} at most"
+    if landmarks is not None and landmarks.shape[-2] > MOST_LANDMARKS:
+        return (
+            f"there are {landmarks.shape[-2]} landmarks, the kernels take {MOST_LANDMARKS} at most"
+        )
+    return None

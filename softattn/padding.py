@@ -1,0 +1,22 @@
+"""Padding: put where it is in nobody's way, or blanked out."""
+
+import torch
+from torch import Tensor
+
+from softattn.precision import compute_dtype
+
+
+def gather_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Padded tokens moved to the mean of the others, where they are in nobody's way."""
+    if padding_mask is None:
+        return tokens
+    padded = padding_mask[:, None, :, None]
+    known = tokens.detach().masked_fill(padded, 0)
+    number = (~padded).sum(2, keepdim=True).clamp(min=1)
+    mean = known.sum(2, keepdim=True, dtype=compute_dtype(tokens)) / number
+    return torch.where(padded, mean.to(tokens.dtype), tokens)
+
+
+def blank_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Zeros at padded tokens, also where they held NaN."""
+    return tokens if padding_mask is None else tokens.masked_fill(padding_mask[:, None, :, None], 0)
