@@ -100,7 +100,9 @@ class AvgPoolLandmarks(LandmarkSampler):
     def bins(self, grid: Sequence[int]) -> tuple[int, ...]:
         """The number of landmarks along each dimension of ``grid``."""
         if isinstance(self.num_landmarks, int):
-            return _split_by_aspect(self.num_landmarks, tuple(grid))
+            # Dynamo traces through a cache, and warns of it.
+            split = _split_by_aspect if torch.compiler.is_compiling() else _cached_split
+            return split(self.num_landmarks, tuple(grid))
         if len(self.num_landmarks) != len(grid):
             raise ValueError(
                 f"num_landmarks={self.num_landmarks} has {len(self.num_landmarks)} dimensions and "
@@ -255,7 +257,6 @@ def _check_tokens_on_grid(
     return check_grid(grid, n)
 
 
-@lru_cache
 def _split_by_aspect(count: int, grid: tuple[int, ...]) -> tuple[int, ...]:
     """At most ``count`` cells, close to it in number and to the grid in aspect."""
     if 0 in grid:
@@ -272,6 +273,9 @@ def _split_by_aspect(count: int, grid: tuple[int, ...]) -> tuple[int, ...]:
         return elongation + math.log(count / math.prod(sizes))
 
     return min(splits(), key=mismatch)
+
+
+_cached_split = lru_cache(_split_by_aspect)
 
 
 def _mean_of_cells(
