@@ -1,5 +1,7 @@
 import os
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks of cuBLAS
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -19,6 +21,27 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the tests of the Triton kernels run; on the CPU in Triton's interpreter",
+    )
+
+
+def pytest_configure(config):
+    # Triton reads it where a kernel is defined.
+    if config.getoption("--device") == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """Where the tests of the Triton kernels run."""
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(scope="module", params=["one tile", "many tiles"])
 def tiles(request):
     """Runs a module's tests with the kernel in one tile, and cut into tiles of a few tokens."""
@@ -28,6 +51,14 @@ def tiles(request):
             patch.setattr(streaming, "_SHORT_SIDE", 4)
             patch.setattr(streaming, "_LEAST_LONG_SIDE", 3)
         yield request.param
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fills what ``torch.empty`` returns with NaN, and refuses operators that vary between runs."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
