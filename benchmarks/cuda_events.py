@@ -10,8 +10,9 @@ import statistics
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-_LEAST_FLUSHED_BYTES = 2**28
+_LEAST_BUFFER_BYTES = 2**28
 # Of calls in the queue at once: events are cheap, but not without end.
 _MOST_CALLS = 1000
 
@@ -28,11 +29,11 @@ def event_seconds(
         least_calls: how often it runs at least.
     """
     calls = min(max(int(block_seconds / expected), least_calls), max(_MOST_CALLS, least_calls))
-    flushed = torch.empty(_flushed_bytes(), dtype=torch.uint8, device="cuda")
+    buffer = _buffer()
     starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(calls)] for _ in range(2))
     torch.cuda.synchronize()
     for start, end in zip(starts, ends, strict=True):
-        flushed.zero_()
+        buffer.zero_()
         start.record()
         call()
         end.record()
@@ -41,5 +42,7 @@ def event_seconds(
     return statistics.median(milliseconds) / 1000
 
 
-def _flushed_bytes() -> int:
-    return max(2 * torch.cuda.get_device_properties().L2_cache_size, _LEAST_FLUSHED_BYTES)
+def _buffer() -> Tensor:
+    """Twice as large as the L2 cache, at least."""
+    cache_bytes = torch.cuda.get_device_properties().L2_cache_size
+    return torch.empty(max(2 * cache_bytes, _LEAST_BUFFER_BYTES), dtype=torch.uint8, device="cuda")
