@@ -26,7 +26,14 @@ from benchmarks.environment import memory_bytes
 from benchmarks.progress import progress_bar, terminal, until_interrupted
 from benchmarks.report import start_report
 from benchmarks.rivals import OURS, RIVALS, why_missing
-from benchmarks.scaling_cells import Budget, Grid, measure_cpu_memory, measure_times, timed_cells
+from benchmarks.scaling_cells import (
+    Budget,
+    Cell,
+    Grid,
+    measure_cpu_memory,
+    measure_times,
+    timed_cells,
+)
 from benchmarks.scaling_figure import scaling_figure
 from benchmarks.scaling_summary import Summary
 from benchmarks.scaling_table import scaling_tables
@@ -109,10 +116,14 @@ def _taking_part(args: argparse.Namespace, console: Console) -> list[str]:
 
 
 def _announce_failures(grid: Grid, console: Console) -> None:
+    """Each failure once, at the first cell that met it, by its first line."""
+    first: dict[tuple[str, str], Cell] = {}
     for cell in grid.cells.values():
         if cell.failure is not None:
-            where = f"{RIVALS[cell.rival].label} failed at n = {cell.tokens:,}, {cell.mode}"
-            console.print(f"{where}: {cell.failure}", style="yellow", markup=False)
+            first.setdefault((cell.rival, cell.failure), cell)
+    for (rival, failure), cell in first.items():
+        where = f"{RIVALS[rival].label} failed at n = {cell.tokens:,}, {cell.mode}"
+        console.print(f"{where}: {failure.splitlines()[0]}", style="yellow", markup=False)
 
 
 def _measure(

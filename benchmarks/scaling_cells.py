@@ -97,7 +97,8 @@ class Budget:
         if last is None:
             return None
         if last.timing is None:
-            return last.skipped
+            # What failed at one size, with its large batch perhaps, may run at the next.
+            return None if last.skipped == "failed" else last.skipped
         growth = (workload.tokens / last.tokens) ** RIVALS[rival].order
         growth *= workload.batch / last.workload.batch
         longest = self.seconds / LEAST_CALLS / growth
@@ -121,9 +122,8 @@ def measure_times(
 ) -> None:
     """Adds the cells of all rivals at one number of tokens to ``grid``, timed in turns.
 
-    Other rivals than softattn may fail: their cell says so, and they are left out from there on.
-    On CUDA ``memory`` asks for their peak memory too. ``done`` is told the name of each rival when
-    its cell is finished.
+    Other rivals than softattn may fail: their cell then says so. On CUDA ``memory`` asks for the
+    peak memory too. ``done`` is told the name of each rival when its cell is finished.
     """
     if any(RIVALS[rival].compiled for rival in rivals):
         # What was compiled for other sizes counts towards a limit past which nothing compiles.

@@ -57,9 +57,8 @@ def _memory_table(summary: Summary, mode: str) -> Table:
 def _time_ratio_table(summary: Summary, mode: str) -> Table:
     title = f"{mode}: time of a rival over softattn's in one run (above 1: softattn is faster)"
     table = _ratio_table(title, summary, summary.time_ratio, mode)
-    crossovers = [summary.crossover(rival, mode) for rival in _others(summary)]
     table.add_section()
-    table.add_row("from n", *("none" if n is None else f"{n:,}" for n in crossovers))
+    table.add_row("from n", *(_crossover_text(summary, r, mode) for r in _others(summary)))
     table.caption = "from n: the least n measured from which on softattn is nowhere slower"
     return table
 
@@ -97,6 +96,13 @@ def _traffic_table(summary: Summary) -> Table:
             )
         table.add_section()
     return table
+
+
+def _crossover_text(summary: Summary, rival: str, mode: str) -> str:
+    if all(summary.time_ratio(rival, tokens, mode) is None for tokens in summary.grid.tokens()):
+        return ""
+    crossover = summary.crossover(rival, mode)
+    return "none" if crossover is None else f"{crossover:,}"
 
 
 def _others(summary: Summary) -> list[str]:
