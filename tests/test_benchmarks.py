@@ -44,7 +44,7 @@ QUICK = "--rounds 2 --seconds-per-cell 0.2"
 # What torch.compile takes for the compiled rival is too long for a test, and each cell's memory is
 # measured in a process of its own.
 COMMANDS = [
-    f"scaling --tokens 64 128 {QUICK} --rivals sdpa",
+    f"scaling --tokens 64 {QUICK} --rivals sdpa",
     f"scaling --tokens 64 {QUICK} --no-memory --normalization token --impl eager --rivals "
     "paper_formula nystrom_attention sdpa gaussian_streamed gaussian_dense",
     "pinv --spreads 1 0.1 --matrices 2 --max-steps 4 --seconds-per-cell 0.05",
