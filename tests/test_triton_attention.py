@@ -1,6 +1,5 @@
 """Attention through the Triton kernels: interpreted, or on a GPU with ``--device cuda``."""
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -13,34 +12,13 @@ from test_attention import denominators_stay_off_the_floor
 
 import softattn
 from softattn import reference, softmax_free_attention
-from softattn.kernels.configurations import Configuration
 
 pytestmark = pytest.mark.usefixtures("kernel_tiles", "poisoned_memory")
 
 EXACT = dict(rtol=0, atol=0)
-KERNELS = (
-    "gaussian_kernel",
-    "landmarks_to_tokens",
-    "newton",
-    "quotient_gradient",
-    "token_gradient",
-    "tokens_to_landmarks",
-)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The interpreter takes a program after the other, so there are fewer examples than elsewhere.
 few = settings(max_examples=max(settings.default.max_examples // 2, 1))
-
-
-@pytest.fixture(scope="module", params=["tiles of the table", "small tiles"])
-def kernel_tiles(request):
-    """Runs a module's tests with the kernels' own tiles, and with the smallest that there are."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "small tiles":
-            smallest = Configuration(tokens=16, landmarks=16, warps=4, stages=1)
-            for name in KERNELS:
-                module = importlib.import_module(f"softattn.kernels.{name}")
-                patch.setattr(module, "choose", lambda *_: smallest)
-        yield request.param
 
 
 def triton_problems(**options):
