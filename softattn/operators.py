@@ -274,11 +274,9 @@ def gaussian_attention_gradient(
     grad_query, _, grad_key = token_gradient(
         query, keys, queries=queries, keys=None, scale=scale, landmark_padding=padding, **common
     )
-    grad_value = tokens_to_landmarks(keys, query, grad, row_shift=shift, **common)
-    if padding is not None:
-        hidden = padding[:, None, :, None]
-        grad_value.masked_fill_(hidden, 0)
-        grad_key.masked_fill_(hidden, 0)
+    grad_value = tokens_to_landmarks(
+        keys, query, grad, row_shift=shift, landmark_padding=padding, **common
+    )
     grad_value = grad_value.to(value.dtype)
     if key is None:
         return (grad_key.add_(grad_query)).to(query.dtype), query.new_empty(0), grad_value

@@ -297,4 +297,3 @@ def _landmarks_to_tokens(
             o /= denominator[:, None]
         o = tl.where(valid[:, None], o, 0.0)
         store_rows(o_ptr, token, D_V, o, inside, D_V, BLOCK_V)
-

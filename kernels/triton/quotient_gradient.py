@@ -72,7 +72,7 @@ def quotient_gradient(
     m, d_v = landmarks.shape[2], grad.shape[3]
     device = device_of(tokens.device)
     chosen = choose("quotient_gradient", d, d_v, m, tokens.dtype, device)
-    blocks = triton.cdiv(m, chosen.landmarks)
+    blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     tiles = blocks * blocks if diagonal is not None else blocks
     number, length = stretches(n, chosen.tokens, batch * heads * tiles, device)
 
@@ -206,9 +206,7 @@ def _quotient_gradient(
     # [BLOCK_M, BLOCK_D], [BLOCK_M]
     l, l_square = load_points(l_ptr, j, l_row, j < m, center_ptr, D, BLOCK_D, CENTERED)
     if not ONE_BLOCK:
-        other, other_square = load_points(
-            l_ptr, k, l_row, k < m, center_ptr, D, BLOCK_D, CENTERED
-        )
+        other, other_square = load_points(l_ptr, k, l_row, k < m, center_ptr, D, BLOCK_D, CENTERED)
     dw = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     dz = tl.zeros([BLOCK_M], tl.float32)
     dm = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)

@@ -114,7 +114,7 @@ def token_gradient(
     d_v = of_values.shape[3]
     device = device_of(tokens.device)
     chosen = choose("token_gradient", d, d_v, m, tokens.dtype, device)
-    blocks = triton.cdiv(m, chosen.landmarks)
+    blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
     grad_values = None
     if values is not None:
@@ -364,9 +364,7 @@ def _token_gradient(
                 if ONES:
                     dp += tl.where(valid[:, None], du[None, :], 0.0)
                 if WRITE_TOKENS:
-                    dv += ds_unit * dot(
-                        p_first, p_second, ds, ds_rest, PIECES, PIECES, PRECISION
-                    )
+                    dv += ds_unit * dot(p_first, p_second, ds, ds_rest, PIECES, PIECES, PRECISION)
             slope = -scale * p * dp
             slope_first, slope_second, slope_unit = split(slope, DTYPE, False)
             if WRITE_TOKENS:

@@ -5,7 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels.arithmetic import dot, exponent, load_points, load_rows, split, store_rows
+from softattn.kernels.arithmetic import (
+    dot,
+    exponent,
+    load_points,
+    load_rows,
+    real_landmarks,
+    split,
+    store_rows,
+)
 from softattn.kernels.configurations import choose
 from softattn.kernels.launching import (
     block_of,
@@ -25,6 +33,7 @@ def tokens_to_landmarks(
     rate: float,
     center: Tensor | None = None,
     padding: Tensor | None = None,
+    landmark_padding: Tensor | None = None,
     row_shift: Tensor | None = None,
     with_ones: bool = False,
 ) -> Tensor:
@@ -37,6 +46,7 @@ def tokens_to_landmarks(
         rate: s log₂(e) / 2.
         center: (batch, heads, d), taken off tokens and landmarks.
         padding: (batch, n), True where a token is not to be read.
+        landmark_padding: (batch, m), True where a landmark hears nothing and is not to be read.
         row_shift: (batch, heads, n), float32.
         with_ones: whether u is asked for.
 
@@ -49,7 +59,7 @@ def tokens_to_landmarks(
     m, d_v = landmarks.shape[2], values.shape[3]
     device = device_of(tokens.device)
     chosen = choose("tokens_to_landmarks", d, d_v, m, tokens.dtype, device)
-    blocks = triton.cdiv(m, chosen.landmarks)
+    blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     number, length = stretches(n, chosen.tokens, batch * heads * blocks, device)
     columns = d_v + with_ones
     partial = torch.empty(
@@ -63,6 +73,7 @@ def tokens_to_landmarks(
         values,
         center,
         padding,
+        landmark_padding,
         row_shift,
         partial,
         *strides_of(tokens),
@@ -82,6 +93,7 @@ def tokens_to_landmarks(
         BLOCK_V=block_of(d_v),
         CENTERED=center is not None,
         PADDED=padding is not None,
+        LANDMARKS_PADDED=landmark_padding is not None,
         SHIFTED=row_shift is not None,
         ONES=with_ones,
         PRECISION=device.precision,
@@ -98,6 +110,7 @@ def _tokens_to_landmarks(
     v_ptr,
     center_ptr,
     padding_ptr,
+    l_padding_ptr,
     shift_ptr,
     partial_ptr,
     x_batch,
@@ -123,6 +136,7 @@ def _tokens_to_landmarks(
     BLOCK_V: tl.constexpr,
     CENTERED: tl.constexpr,
     PADDED: tl.constexpr,
+    LANDMARKS_PADDED: tl.constexpr,
     SHIFTED: tl.constexpr,
     ONES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -141,7 +155,9 @@ def _tokens_to_landmarks(
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
 
     landmark = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = landmark < m
+    if LANDMARKS_PADDED:
+        l_padding_ptr += batch * m
+    real = real_landmarks(l_padding_ptr, landmark, m, LANDMARKS_PADDED)
     # [BLOCK_M, BLOCK_D], [BLOCK_M]
     l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
     sums = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
@@ -159,12 +175,15 @@ def _tokens_to_landmarks(
         # [BLOCK_N, BLOCK_M]
         e = exponent(x, x_square, l, l_square, rate, PRECISION)
         if SHIFTED:
-            e -= tl.load(shift_ptr + pair * n + token, mask=valid, other=0.0)[:, None]
+            shift = tl.load(shift_ptr + pair * n + token, mask=valid, other=0.0)
+            e = tl.where(real[None, :], e - shift[:, None], float("-inf"))
         p = tl.exp2(e)
         p_first, p_second, _ = split(p, DTYPE, True)
         sums += dot(tl.trans(p_first), tl.trans(p_second), v, v, PIECES, 1, PRECISION)
         if ONES:
             ones += tl.sum(tl.where(valid[:, None], p, 0.0), 0)
-    store_rows(partial_ptr, landmark, D_V + ONES, sums, real, D_V, BLOCK_V)
+    sums = tl.where(real[:, None], sums, 0.0)
+    store_rows(partial_ptr, landmark, D_V + ONES, sums, landmark < m, D_V, BLOCK_V)
     if ONES:
-        tl.store(partial_ptr + landmark * (D_V + 1) + D_V, ones, mask=real)
+        ones = tl.where(real, ones, 0.0)
+        tl.store(partial_ptr + landmark * (D_V + 1) + D_V, ones, mask=landmark < m)
