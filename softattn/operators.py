@@ -73,7 +73,7 @@ def _(query, key, value, landmarks, middle, padding, scale, quotient):  # type: 
     none = query.new_empty((0,), dtype=wide)
     return (
         value.new_empty((batch, heads, n_q, d_v)),
-        query.new_empty((batch, heads, m, d_v + quotient), dtype=wide),
+        query.new_empty((batch, heads, m, d_v + 1 if quotient else d_v), dtype=wide),
         per_token if quotient else none,
         torch.empty_like(per_token) if quotient and key is None else torch.empty_like(none),
     )
