@@ -15,6 +15,7 @@ pytestmark = [
     # What opcheck and Inductor do themselves.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles"),
 ]
 
 

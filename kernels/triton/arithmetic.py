@@ -65,9 +65,13 @@ def load_points(
 
 
 @triton.jit
-def exponent(x, x_square, y, y_square, rate, PRECISION: tl.constexpr):  # [rows of x, rows of y]
-    """log₂ k(x, y) = −rate ‖x − y‖², at most 0, with rate = s log₂(e) / 2; NaN stays NaN."""
-    cross = dot(x, x, tl.trans(y), x, 1, 1, PRECISION)
+def exponent(x, x_square, y, y_square, rate, PRECISION: tl.constexpr):  # [rows of x, columns of y]
+    """log₂ k(x, y) = −rate ‖x − y‖², at most 0, with rate = s log₂(e) / 2; NaN stays NaN.
+
+    The points of ``y`` are its columns: what does not change in a loop is transposed before it, or
+    it would be written to shared memory at every turn.
+    """
+    cross = dot(x, x, y, y, 1, 1, PRECISION)
     distance = x_square[:, None] + y_square[None, :] - 2 * cross
     return -rate * tl.maximum(distance, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
@@ -98,36 +102,64 @@ def split(tile, DTYPE: tl.constexpr, AT_MOST_ONE: tl.constexpr):
 def dot(
     a, a_rest, b, b_rest, A_PIECES: tl.constexpr, B_PIECES: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """The product of two factors of one or two pieces each, accumulated in float32."""
-    product = _dot(a, b, PRECISION)
+    """The product of two factors of one or two pieces each, accumulated in float32.
+
+    It has an accumulator of its own: matrix units cut off what they add, which the sum over a
+    thousand tiles would show.
+    """
+    product = tl.zeros([a.shape[0], b.shape[1]], tl.float32)
+    product = _add_dot(product, a, b, PRECISION)
     if A_PIECES == 2:
-        product += _dot(a_rest, b, PRECISION)
+        product = _add_dot(product, a_rest, b, PRECISION)
     if B_PIECES == 2:
-        product += _dot(a, b_rest, PRECISION)
+        product = _add_dot(product, a, b_rest, PRECISION)
     return product
 
 
 @triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, input_precision=PRECISION)
+def add_dot(
+    total,
+    unit,
+    a,
+    a_rest,
+    b,
+    b_rest,
+    A_PIECES: tl.constexpr,
+    B_PIECES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """total + unit · a b for a few summands, which may then share the accumulator."""
+    if a.dtype == tl.float16:
+        total += unit * dot(a, a_rest, b, b_rest, A_PIECES, B_PIECES, PRECISION)
+    else:
+        total = _add_dot(total, a, b, PRECISION)
+        if A_PIECES == 2:
+            total = _add_dot(total, a_rest, b, PRECISION)
+        if B_PIECES == 2:
+            total = _add_dot(total, a, b_rest, PRECISION)
+    return total
 
 
 @triton.jit
-def real_landmarks(padding_ptr, landmark, m, PADDED: tl.constexpr):  # [landmark]
-    """Which landmarks exist and are no padding."""
-    real = landmark < m
+def _add_dot(product, a, b, PRECISION: tl.constexpr):
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, product, input_precision=PRECISION)
+
+
+@triton.jit
+def without_padding(padding_ptr, first, row, real, PADDED: tl.constexpr):  # [row]
+    """Of the ``real`` tokens or landmarks from ``first`` on those that are no padding."""
     if PADDED:
-        real = real & (tl.load(padding_ptr + landmark, mask=real, other=1) == 0)
+        real = real & (tl.load(padding_ptr + first + row, mask=real, other=1) == 0)
     return real
 
 
 @triton.jit
 def load_sums(
     pointer,
-    landmark,
+    row,
     stride,
     real,
     D_V: tl.constexpr,
@@ -137,30 +169,30 @@ def load_sums(
 ):
     """What landmarks hold for D_V features, split, and the column that follows where ``ONES``."""
     first, second, unit = split(
-        load_rows(pointer, landmark, stride, real, D_V, BLOCK_V), DTYPE, False
+        load_rows(pointer, row, stride, real, D_V, BLOCK_V), DTYPE, False
     )
     ones = 0.0
     if ONES:
-        ones = tl.load(pointer + landmark * stride + D_V, mask=real, other=0.0)
+        ones = tl.load(pointer + row * stride + D_V, mask=real, other=0.0)
     return first, second, unit, ones
 
 
 @triton.jit
 def load_middle(pointer, rows, columns, m):  # [rows, columns]
-    """A block of M, (m, m); 0 beyond it."""
+    """A tile of M, (m, m); 0 beyond it."""
     mask = (rows < m)[:, None] & (columns < m)[None, :]
     return tl.load(pointer + rows[:, None] * m + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def through_middle(
-    x,
+    x_columns,
     x_square,
     l_ptr,
-    l_row,
+    l_row: tl.constexpr,
     middle_ptr,
     center_ptr,
-    columns,
+    rows,
     m,
     rate,
     D: tl.constexpr,
@@ -168,20 +200,24 @@ def through_middle(
     BLOCK_D: tl.constexpr,
     CENTERED: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # [tokens, columns]
-    """Some columns of P M, where M takes more than one block: P is computed once more for each."""
-    DTYPE: tl.constexpr = x.dtype
+):  # [rows, tokens]
+    """Some rows of M Pᵀ, where M takes more than one block: P is computed once more for each."""
+    DTYPE: tl.constexpr = x_columns.dtype
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
-    heard = tl.zeros([x.shape[0], BLOCK_M], tl.float32)
-    for i in range(0, m, BLOCK_M):
-        landmark = i + tl.arange(0, BLOCK_M).to(tl.int64)
-        real = landmark < m
-        l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
-        p = tl.exp2(exponent(x, x_square, l, l_square, rate, PRECISION))
+    landmark = tl.arange(0, BLOCK_M)
+    heard = tl.zeros([BLOCK_M, x_columns.shape[1]], tl.float32)
+    for block in range(0, m, BLOCK_M):
+        columns = block + landmark
+        l, l_square = load_points(
+            l_ptr + tl.cast(block, tl.int64) * l_row,
+            landmark, l_row, columns < m, center_ptr, D, BLOCK_D, CENTERED,
+        )  # fmt: skip
+        p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
         p_first, p_second, _ = split(p, DTYPE, True)
-        middle = load_middle(middle_ptr, landmark, columns, m)
-        middle_first, middle_second, middle_unit = split(middle, DTYPE, False)
-        heard += middle_unit * dot(
-            p_first, p_second, middle_first, middle_second, PIECES, PIECES, PRECISION
+        middle, middle_rest, middle_unit = split(
+            load_middle(middle_ptr, rows, columns, m), DTYPE, False
+        )
+        heard = add_dot(
+            heard, middle_unit, middle, middle_rest, p_first, p_second, PIECES, PIECES, PRECISION
         )
     return heard

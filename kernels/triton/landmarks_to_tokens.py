@@ -7,27 +7,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from softattn.kernels import launching
 from softattn.kernels.arithmetic import (
+    add_dot,
     dot,
     exponent,
     load_middle,
     load_points,
     load_rows,
     load_sums,
-    real_landmarks,
     split,
     store_rows,
     through_middle,
+    without_padding,
 )
 from softattn.kernels.configurations import choose
-from softattn.kernels.launching import (
-    block_of,
-    device_of,
-    launch,
-    rows_of,
-    stretches,
-    strides_of,
-)
+from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
 
 
 class Diagonal(NamedTuple):
@@ -93,7 +88,7 @@ def landmarks_to_tokens(
     tokens, landmarks, weights = rows_of(tokens), rows_of(landmarks), rows_of(weights)
     batch, heads, n, d = tokens.shape
     m, d_v = landmarks.shape[2], weights.shape[3] - (floor is not None)
-    device = device_of(tokens.device)
+    device = launching.device_of(tokens.device)
     chosen = choose("landmarks_to_tokens", d, d_v, m, tokens.dtype, device)
     number, length = stretches(n, chosen.tokens, batch * heads, device)
     output = torch.empty(batch, heads, n, d_v, device=tokens.device, dtype=dtype)
@@ -102,7 +97,7 @@ def landmarks_to_tokens(
         for wanted in (floor is not None, diagonal is not None, normalize)
     ]
     values = None if diagonal is None else rows_of(diagonal.values)
-    launch(
+    launching.launch(
         _landmarks_to_tokens,
         (batch * heads * number,),
         tokens,
@@ -162,16 +157,16 @@ def _landmarks_to_tokens(
     shift_ptr,
     x_batch,
     x_head,
-    x_row,
+    x_row: tl.constexpr,
     l_batch,
     l_head,
-    l_row,
+    l_row: tl.constexpr,
     w_batch,
     w_head,
-    w_row,
+    w_row: tl.constexpr,
     v_batch,
     v_head,
-    v_row,
+    v_row: tl.constexpr,
     n,
     m,
     heads,
@@ -204,6 +199,8 @@ def _landmarks_to_tokens(
     o_ptr += pair * n * D_V
     if CENTERED:
         center_ptr += pair * D
+    if PADDED:
+        padding_ptr += batch * n
     if LANDMARKS_PADDED:
         l_padding_ptr += batch * m
     if DIAGONAL:
@@ -213,43 +210,49 @@ def _landmarks_to_tokens(
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     W_PIECES: tl.constexpr = 1 if w_ptr.dtype.element_ty == DTYPE else 2
 
-    block = tl.arange(0, BLOCK_M).to(tl.int64)
+    landmark = tl.arange(0, BLOCK_M)
     if ONE_BLOCK:
-        real = real_landmarks(l_padding_ptr, block, m, LANDMARKS_PADDED)
+        real = without_padding(l_padding_ptr, 0, landmark, landmark < m, LANDMARKS_PADDED)
         # [BLOCK_M, BLOCK_D], [BLOCK_M]
-        l, l_square = load_points(l_ptr, block, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
+        l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
+        l_columns = tl.trans(l)
         # [BLOCK_M, BLOCK_V], and one more column, [BLOCK_M]
-        w, w_rest, w_unit, z = load_sums(w_ptr, block, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE)
+        w, w_rest, w_unit, z = load_sums(
+            w_ptr, landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE
+        )
         if DIAGONAL:
             # [BLOCK_M, BLOCK_M]
             middle, middle_rest, middle_unit = split(
-                load_middle(middle_ptr, block, block, m), DTYPE, False
+                load_middle(middle_ptr, landmark, landmark, m), DTYPE, False
             )
+    token = tl.arange(0, BLOCK_N)
     start = unit % stretches * length
     for first in range(start, tl.minimum(start + length, n), BLOCK_N):
-        token = first + tl.arange(0, BLOCK_N)
-        inside = token < n
-        valid = inside
-        if PADDED:
-            valid = valid & (tl.load(padding_ptr + batch * n + token, mask=valid, other=1) == 0)
+        inside = token < n - first
+        valid = without_padding(padding_ptr, first, token, inside, PADDED)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED)
+        x, x_square = load_points(
+            x_ptr + first * x_row, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED
+        )
         o = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
         denominator = tl.zeros([BLOCK_N], tl.float32)
         form = tl.zeros([BLOCK_N], tl.float32)
         top = tl.full([BLOCK_N], float("-inf"), tl.float32)
-        for j in range(0, BLOCK_M if ONE_BLOCK else m, BLOCK_M):
+        for block in range(0, BLOCK_M if ONE_BLOCK else m, BLOCK_M):
             if not ONE_BLOCK:
-                landmark = j + block
-                real = real_landmarks(l_padding_ptr, landmark, m, LANDMARKS_PADDED)
+                real = landmark < m - block
+                real = without_padding(l_padding_ptr, block, landmark, real, LANDMARKS_PADDED)
                 l, l_square = load_points(
-                    l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED
-                )
+                    l_ptr + tl.cast(block, tl.int64) * l_row,
+                    landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED,
+                )  # fmt: skip
+                l_columns = tl.trans(l)
                 w, w_rest, w_unit, z = load_sums(
-                    w_ptr, landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE
-                )
+                    w_ptr + tl.cast(block, tl.int64) * w_row,
+                    landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE,
+                )  # fmt: skip
             # [BLOCK_N, BLOCK_M]
-            e = exponent(x, x_square, l, l_square, rate, PRECISION)
+            e = exponent(x, x_square, l_columns, l_square, rate, PRECISION)
             if NORMALIZE:
                 e = tl.where(real[None, :], e, float("-inf"))
                 higher = tl.maximum(top, tl.max(e, 1))
@@ -262,7 +265,6 @@ def _landmarks_to_tokens(
                 top = higher
             p = tl.exp2(e)
             p_first, p_second, _ = split(p, DTYPE, True)
-            o += w_unit * dot(p_first, p_second, w, w_rest, PIECES, W_PIECES, PRECISION)
             if NORMALIZE:
                 denominator += tl.sum(p, 1)
             if QUOTIENT:
@@ -273,27 +275,30 @@ def _landmarks_to_tokens(
                         p_first, p_second, middle, middle_rest, PIECES, PIECES, PRECISION
                     )
                 else:
-                    heard = through_middle(
-                        x, x_square, l_ptr, l_row, middle_ptr, center_ptr, landmark, m, rate,
-                        D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
+                    heard = tl.trans(
+                        through_middle(
+                            tl.trans(x), x_square, l_ptr, l_row, middle_ptr, center_ptr,
+                            block + landmark, m, rate, D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
+                        )
                     )  # fmt: skip
                 form += tl.sum(heard * p, 1)
-        at = pair * n + token
+            o = add_dot(o, w_unit, p_first, p_second, w, w_rest, PIECES, W_PIECES, PRECISION)
+        at = pair * n + first + token
         if DIAGONAL:
             # 0 to 1 but for rounding, which must not grow where tokens are far apart.
             c = tl.minimum(tl.maximum(1 - form, 0.0), 1.0)
-            v = load_rows(v_ptr, token, v_row, valid, D_V, BLOCK_V)
+            v = load_rows(v_ptr + first * v_row, token, v_row, valid, D_V, BLOCK_V)
             o += c[:, None] * v.to(tl.float32)
             denominator += c
             tl.store(diagonal_ptr + at, c, mask=inside)
         if QUOTIENT:
             denominator = tl.maximum(denominator, floor, propagate_nan=tl.PropagateNan.ALL)
             tl.store(denominator_ptr + at, denominator, mask=inside)
-            o /= denominator[:, None]
+            o *= (1 / denominator)[:, None]
         if NORMALIZE:
             denominator = tl.where(denominator == 0, 1.0, denominator)
             shift = tl.where(top == float("-inf"), 0.0, top) + tl.log2(denominator)
             tl.store(shift_ptr + at, shift, mask=inside)
-            o /= denominator[:, None]
+            o *= (1 / denominator)[:, None]
         o = tl.where(valid[:, None], o, 0.0)
-        store_rows(o_ptr, token, D_V, o, inside, D_V, BLOCK_V)
+        store_rows(o_ptr + first * D_V, token, D_V, o, inside, D_V, BLOCK_V)

@@ -12,6 +12,8 @@ from softattn.kernels.arithmetic import INTERPRETED
 
 # Programs that a launch is cut into for each multiprocessor, so that none of them waits long.
 _PROGRAMS_PER_MULTIPROCESSOR = 8
+# A stride between rows with which the offsets in a tile of 256 rows fit into 32 bits.
+_FARTHEST_ROW = 2**22
 
 
 class Device(NamedTuple):
@@ -56,12 +58,19 @@ def launch(
     first = arguments[0]
     assert isinstance(first, Tensor)
     with torch.cuda.device(first.device if first.is_cuda else -1):
-        kernel[grid](*arguments, num_warps=warps, num_stages=stages, **constants)
+        kernel[grid](
+            *arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True, **constants
+        )
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """The tensor itself where its features are adjacent, else a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """The tensor itself where its features are adjacent and a tile's offsets are short.
+
+    Otherwise a contiguous copy.
+    """
+    adjacent = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    near = tensor.stride(-2) <= _FARTHEST_ROW
+    return tensor if adjacent and near else tensor.contiguous()
 
 
 def strides_of(tensor: Tensor | None) -> tuple[int, int, int]:

@@ -7,16 +7,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels.arithmetic import dot, exponent, load_points, load_rows, split, store_rows
-from softattn.kernels.configurations import choose
-from softattn.kernels.launching import (
-    block_of,
-    device_of,
-    launch,
-    rows_of,
-    stretches,
-    strides_of,
+from softattn.kernels import launching
+from softattn.kernels.arithmetic import (
+    dot,
+    exponent,
+    load_points,
+    load_rows,
+    split,
+    store_rows,
+    without_padding,
 )
+from softattn.kernels.configurations import choose
+from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
 
 
 class QuotientGradient(NamedTuple):
@@ -70,7 +72,7 @@ def quotient_gradient(
     values = None if values is None else rows_of(values)
     batch, heads, n, d = tokens.shape
     m, d_v = landmarks.shape[2], grad.shape[3]
-    device = device_of(tokens.device)
+    device = launching.device_of(tokens.device)
     chosen = choose("quotient_gradient", d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     tiles = blocks * blocks if diagonal is not None else blocks
@@ -83,7 +85,7 @@ def quotient_gradient(
     middle = None if diagonal is None else empty(number, m, m)
     grad_denominator = empty(n)
     grad_diagonal = None if diagonal is None else empty(n)
-    launch(
+    launching.launch(
         _quotient_gradient,
         (batch * heads * number, blocks, tiles // blocks),
         tokens,
@@ -150,19 +152,19 @@ def _quotient_gradient(
     dc_ptr,
     x_batch,
     x_head,
-    x_row,
+    x_row: tl.constexpr,
     l_batch,
     l_head,
-    l_row,
+    l_row: tl.constexpr,
     g_batch,
     g_head,
-    g_row,
+    g_row: tl.constexpr,
     o_batch,
     o_head,
-    o_row,
+    o_row: tl.constexpr,
     v_batch,
     v_head,
-    v_row,
+    v_row: tl.constexpr,
     n,
     m,
     heads,
@@ -195,62 +197,74 @@ def _quotient_gradient(
     o_ptr += batch * o_batch + head * o_head
     if CENTERED:
         center_ptr += pair * D
+    if PADDED:
+        padding_ptr += batch * n
     if DIAGONAL:
         v_ptr += batch * v_batch + head * v_head
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
 
-    block = tl.arange(0, BLOCK_M).to(tl.int64)
-    j = tl.program_id(1) * BLOCK_M + block
-    k = tl.program_id(2) * BLOCK_M + block
+    landmark = tl.arange(0, BLOCK_M)
+    j = tl.program_id(1).to(tl.int64) * BLOCK_M
+    k = tl.program_id(2).to(tl.int64) * BLOCK_M
     # [BLOCK_M, BLOCK_D], [BLOCK_M]
-    l, l_square = load_points(l_ptr, j, l_row, j < m, center_ptr, D, BLOCK_D, CENTERED)
+    l, l_square = load_points(
+        l_ptr + j * l_row, landmark, l_row, landmark < m - j, center_ptr, D, BLOCK_D, CENTERED
+    )
     if not ONE_BLOCK:
-        other, other_square = load_points(l_ptr, k, l_row, k < m, center_ptr, D, BLOCK_D, CENTERED)
+        other, other_square = load_points(
+            l_ptr + k * l_row, landmark, l_row, landmark < m - k, center_ptr, D, BLOCK_D, CENTERED
+        )
     dw = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     dz = tl.zeros([BLOCK_M], tl.float32)
     dm = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
     # Of the programs that meet a token, one writes what it finds.
     written = tl.where(tl.program_id(1) + tl.program_id(2) == 0, n, 0)
+    token = tl.arange(0, BLOCK_N)
     start = unit % stretches * length
     for first in range(start, tl.minimum(start + length, n), BLOCK_N):
-        token = first + tl.arange(0, BLOCK_N)
-        valid = token < n
-        if PADDED:
-            valid = valid & (tl.load(padding_ptr + batch * n + token, mask=valid, other=1) == 0)
-        at = pair * n + token
-        # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED)
+        valid = without_padding(padding_ptr, first, token, token < n - first, PADDED)
+        at = pair * n + first + token
         # [BLOCK_N, BLOCK_V]
-        g = load_rows(g_ptr, token, g_row, valid, D_V, BLOCK_V)
-        o = load_rows(o_ptr, token, o_row, valid, D_V, BLOCK_V)
-        denominator = tl.load(denominator_ptr + at, mask=valid, other=1.0)
+        g = load_rows(g_ptr + first * g_row, token, g_row, valid, D_V, BLOCK_V)
+        o = load_rows(o_ptr + first * o_row, token, o_row, valid, D_V, BLOCK_V)
         wide = g.to(tl.float32)
-        dd = -tl.sum(wide * o.to(tl.float32), 1) / denominator
+        # [BLOCK_N]
+        denominator = tl.load(denominator_ptr + at, mask=valid, other=1.0)
+        share = 1 / denominator
+        dd = -tl.sum(wide * o.to(tl.float32), 1) * share
         dd = tl.where(denominator <= floor, 0.0, dd)
-        tl.store(dd_ptr + at, dd, mask=token < written)
-        # [BLOCK_N, BLOCK_M]
-        p = tl.exp2(exponent(x, x_square, l, l_square, rate, PRECISION))
-        dz += tl.sum(p * dd[:, None], 0)
-        p_first, p_second, p_unit = split(p / denominator[:, None], DTYPE, False)
-        dw += p_unit * dot(tl.trans(p_first), tl.trans(p_second), g, g, PIECES, 1, PRECISION)
+        tl.store(dd_ptr + at, dd, mask=token < written - first)
         if DIAGONAL:
-            v = load_rows(v_ptr, token, v_row, valid, D_V, BLOCK_V)
+            v = load_rows(v_ptr + first * v_row, token, v_row, valid, D_V, BLOCK_V)
             c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
-            dc = tl.sum(wide * v.to(tl.float32), 1) / denominator + dd
+            dc = tl.sum(wide * v.to(tl.float32), 1) * share + dd
             dc = tl.where((c <= 0) | (c >= 1), 0.0, dc)
-            tl.store(dc_ptr + at, dc, mask=token < written)
-            a_first, a_second, a_unit = split(p * dc[:, None], DTYPE, False)
+            tl.store(dc_ptr + at, dc, mask=token < written - first)
+        # [BLOCK_N, BLOCK_D], [BLOCK_N]
+        x, x_square = load_points(
+            x_ptr + first * x_row, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED
+        )
+        x_columns = tl.trans(x)
+        # [BLOCK_M, BLOCK_N]
+        p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
+        dz += tl.sum(p * dd[None, :], 1)
+        if DIAGONAL:
+            a_first, a_second, a_unit = split(p * dc[None, :], DTYPE, False)
+            b = p
             if not ONE_BLOCK:
-                p = tl.exp2(exponent(x, x_square, other, other_square, rate, PRECISION))
-            p_first, p_second, _ = split(p, DTYPE, True)
+                b = tl.exp2(exponent(other, other_square, x_columns, x_square, rate, PRECISION))
+            b_first, b_second, _ = split(b, DTYPE, True)
             dm += a_unit * dot(
-                tl.trans(a_first), tl.trans(a_second), p_first, p_second, PIECES, PIECES, PRECISION
+                a_first, a_second, tl.trans(b_first), tl.trans(b_second), PIECES, PIECES, PRECISION
             )
+        p_first, p_second, p_unit = split(p * share[None, :], DTYPE, False)
+        dw += p_unit * dot(p_first, p_second, g, g, PIECES, 1, PRECISION)
     if tl.program_id(2) == 0:
-        dw_ptr += unit * m * (D_V + 1)
-        store_rows(dw_ptr, j, D_V + 1, dw, j < m, D_V, BLOCK_V)
-        tl.store(dw_ptr + j * (D_V + 1) + D_V, dz, mask=j < m)
+        dw_ptr += (unit * m + j) * (D_V + 1)
+        store_rows(dw_ptr, landmark, D_V + 1, dw, landmark < m - j, D_V, BLOCK_V)
+        tl.store(dw_ptr + landmark * (D_V + 1) + D_V, dz, mask=landmark < m - j)
     if DIAGONAL:
-        to = dm_ptr + unit * m * m + j[:, None] * m + k[None, :]
-        tl.store(to, dm, mask=(j < m)[:, None] & (k < m)[None, :])
+        dm_ptr += (unit * m + j) * m + k
+        to = dm_ptr + landmark[:, None] * m + landmark[None, :]
+        tl.store(to, dm, mask=(landmark < m - j)[:, None] & (landmark < m - k)[None, :])

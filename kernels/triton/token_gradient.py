@@ -7,27 +7,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from softattn.kernels import launching
 from softattn.kernels.arithmetic import (
+    add_dot,
     dot,
     exponent,
     load_middle,
     load_points,
     load_rows,
     load_sums,
-    real_landmarks,
     split,
     store_rows,
     through_middle,
+    without_padding,
 )
 from softattn.kernels.configurations import choose
-from softattn.kernels.launching import (
-    block_of,
-    device_of,
-    launch,
-    rows_of,
-    stretches,
-    strides_of,
-)
+from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
 
 
 class AsQueries(NamedTuple):
@@ -112,7 +107,7 @@ def token_gradient(
     of_values = grad if values is None else values
     assert of_values is not None, "neither queries nor keys"
     d_v = of_values.shape[3]
-    device = device_of(tokens.device)
+    device = launching.device_of(tokens.device)
     chosen = choose("token_gradient", d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
@@ -127,7 +122,7 @@ def token_gradient(
         if write_landmarks:
             shape = (batch, heads, number, m, d)
             partial = torch.empty(shape, device=tokens.device, dtype=torch.float32)
-        launch(
+        launching.launch(
             _token_gradient,
             (batch * heads * number, programs),
             tokens,
@@ -211,22 +206,22 @@ def _token_gradient(
     dl_ptr,
     x_batch,
     x_head,
-    x_row,
+    x_row: tl.constexpr,
     l_batch,
     l_head,
-    l_row,
+    l_row: tl.constexpr,
     g_batch,
     g_head,
-    g_row,
+    g_row: tl.constexpr,
     w_batch,
     w_head,
-    w_row,
+    w_row: tl.constexpr,
     v_batch,
     v_head,
-    v_row,
+    v_row: tl.constexpr,
     ds_batch,
     ds_head,
-    ds_row,
+    ds_row: tl.constexpr,
     n,
     m,
     heads,
@@ -264,8 +259,11 @@ def _token_gradient(
     batch, head = pair // heads, pair % heads
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
+    dx_ptr += pair * n * D
     if CENTERED:
         center_ptr += pair * D
+    if PADDED:
+        padding_ptr += batch * n
     if LANDMARKS_PADDED:
         l_padding_ptr += batch * m
     if QUERIES:
@@ -274,115 +272,158 @@ def _token_gradient(
     if KEYS:
         v_ptr += batch * v_batch + head * v_head
         ds_ptr += batch * ds_batch + head * ds_head
+        dv_ptr += pair * n * D_V
     if DIAGONAL:
         middle_ptr += pair * m * m
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     HOLDS_ONE: tl.constexpr = WRITE_LANDMARKS
 
-    landmark = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    landmark = tl.arange(0, BLOCK_M)
     if HOLDS_ONE:
-        real = real_landmarks(l_padding_ptr, landmark, m, LANDMARKS_PADDED)
+        own = tl.program_id(1) * BLOCK_M
+        rows = own + landmark
+        real = without_padding(l_padding_ptr, own, landmark, rows < m, LANDMARKS_PADDED)
         # [BLOCK_M, BLOCK_D], [BLOCK_M]
-        l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
+        l, l_square = load_points(
+            l_ptr + tl.cast(own, tl.int64) * l_row,
+            landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED,
+        )  # fmt: skip
+        l_columns = tl.trans(l)
         # [BLOCK_M, BLOCK_V] and one more column, [BLOCK_M], of each
         if QUERIES:
             w, w_rest, w_unit, z = load_sums(
-                w_ptr, landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE
-            )
+                w_ptr + tl.cast(own, tl.int64) * w_row,
+                landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE,
+            )  # fmt: skip
         if KEYS:
             ds, ds_rest, ds_unit, du = load_sums(
-                ds_ptr, landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE
-            )
+                ds_ptr + tl.cast(own, tl.int64) * ds_row,
+                landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE,
+            )  # fmt: skip
+            ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
         if DIAGONAL and ONE_BLOCK:
             # [BLOCK_M, BLOCK_M]
             middle, middle_rest, middle_unit = split(
                 load_middle(middle_ptr, landmark, landmark, m), DTYPE, False
             )
-    dl = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    # Σ_i w_ij x_i and Σ_i w_ij
+    pushes = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    slopes = tl.zeros([BLOCK_M], tl.float32)
+    token = tl.arange(0, BLOCK_N)
     start = unit % stretches * length
     for first in range(start, tl.minimum(start + length, n), BLOCK_N):
-        token = first + tl.arange(0, BLOCK_N)
-        inside = token < n
-        valid = inside
-        if PADDED:
-            valid = valid & (tl.load(padding_ptr + batch * n + token, mask=valid, other=1) == 0)
-        at = pair * n + token
+        inside = token < n - first
+        valid = without_padding(padding_ptr, first, token, inside, PADDED)
+        at = pair * n + first + token
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED)
-        # [BLOCK_N, BLOCK_V]
+        x, x_square = load_points(
+            x_ptr + first * x_row, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED
+        )
+        # [BLOCK_N, BLOCK_V], [BLOCK_N]
         if QUERIES:
-            g = load_rows(g_ptr, token, g_row, valid, D_V, BLOCK_V)
+            g = load_rows(g_ptr + first * g_row, token, g_row, valid, D_V, BLOCK_V)
         if KEYS:
-            v = load_rows(v_ptr, token, v_row, valid, D_V, BLOCK_V)
-        dx = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        dv = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+            v = load_rows(v_ptr + first * v_row, token, v_row, valid, D_V, BLOCK_V)
+        if QUOTIENT:
+            share = 1 / tl.load(denominator_ptr + at, mask=valid, other=1.0)
+        x_columns = tl.trans(x)
+        # [BLOCK_D, BLOCK_N], [BLOCK_V, BLOCK_N]
+        dx = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
+        dv = tl.zeros([BLOCK_V, BLOCK_N], tl.float32)
         for block in range(0, BLOCK_M if HOLDS_ONE else m, BLOCK_M):
             if not HOLDS_ONE:
-                landmark = block + tl.arange(0, BLOCK_M).to(tl.int64)
-                real = real_landmarks(l_padding_ptr, landmark, m, LANDMARKS_PADDED)
+                rows = block + landmark
+                real = without_padding(l_padding_ptr, block, landmark, rows < m, LANDMARKS_PADDED)
                 l, l_square = load_points(
-                    l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED
-                )
+                    l_ptr + tl.cast(block, tl.int64) * l_row,
+                    landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED,
+                )  # fmt: skip
+                l_columns = tl.trans(l)
                 if QUERIES:
                     w, w_rest, w_unit, z = load_sums(
-                        w_ptr, landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE
-                    )
+                        w_ptr + tl.cast(block, tl.int64) * w_row,
+                        landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE,
+                    )  # fmt: skip
                 if KEYS:
                     ds, ds_rest, ds_unit, du = load_sums(
-                        ds_ptr, landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE
-                    )
-            # [BLOCK_N, BLOCK_M]
-            e = exponent(x, x_square, l, l_square, rate, PRECISION)
+                        ds_ptr + tl.cast(block, tl.int64) * ds_row,
+                        landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE,
+                    )  # fmt: skip
+                    ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
+            # [BLOCK_M, BLOCK_N]
+            e = exponent(l, l_square, x_columns, x_square, rate, PRECISION)
             if NORMALIZED:
                 shift = tl.load(shift_ptr + at, mask=valid, other=0.0)
-                e = tl.where(real[None, :], e - shift[:, None], float("-inf"))
+                e = tl.where(real[:, None], e - shift[None, :], float("-inf"))
             p = tl.exp2(e)
             p_first, p_second, _ = split(p, DTYPE, True)
-            dp = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            if QUERIES:
-                W_PIECES: tl.constexpr = 1 if w_ptr.dtype.element_ty == DTYPE else 2
-                dp += w_unit * dot(g, g, tl.trans(w), tl.trans(w_rest), 1, W_PIECES, PRECISION)
-            if QUOTIENT:
-                dp /= tl.load(denominator_ptr + at, mask=valid, other=1.0)[:, None]
-                dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[:, None] * z[None, :]
-            if NORMALIZED:
-                dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[:, None]
+            if KEYS and WRITE_TOKENS:
+                dv = add_dot(
+                    dv, ds_unit, ds_columns, ds_rest_columns, p_first, p_second,
+                    PIECES, PIECES, PRECISION,
+                )  # fmt: skip
+                if HOLDS_ONE:
+                    # At once: it occupies registers.
+                    dv_rows = tl.trans(dv)
+                    if DIAGONAL:
+                        # The exact diagonal gives a token its own share.
+                        c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
+                        dv_rows += (c * share)[:, None] * g.to(tl.float32)
+                    dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
+                    store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
+            dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if DIAGONAL:
                 if ONE_BLOCK:
                     heard = middle_unit * dot(
-                        p_first, p_second, middle, middle_rest, PIECES, PIECES, PRECISION
+                        middle, middle_rest, p_first, p_second, PIECES, PIECES, PRECISION
                     )
                 else:
                     heard = through_middle(
-                        x, x_square, l_ptr, l_row, middle_ptr, center_ptr, landmark, m, rate,
+                        x_columns, x_square, l_ptr, l_row, middle_ptr, center_ptr, rows, m, rate,
                         D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
                     )  # fmt: skip
-                dp -= tl.load(dc_ptr + at, mask=valid, other=0.0)[:, None] * heard
+                dc = tl.load(dc_ptr + at, mask=valid, other=0.0)
+                dp = -(dc / share)[None, :] * heard
+            if QUERIES:
+                W_PIECES: tl.constexpr = 1 if w_ptr.dtype.element_ty == DTYPE else 2
+                g_columns = tl.trans(g)
+                dp = add_dot(
+                    dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION
+                )
+                if QUOTIENT:
+                    dp = share[None, :] * dp
+                    dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :] * z[:, None]
+                if NORMALIZED:
+                    dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
             if KEYS:
-                dp += ds_unit * dot(v, v, tl.trans(ds), tl.trans(ds_rest), 1, PIECES, PRECISION)
+                v_columns = tl.trans(v)
+                dp = add_dot(
+                    dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION
+                )
                 if ONES:
-                    dp += tl.where(valid[:, None], du[None, :], 0.0)
-                if WRITE_TOKENS:
-                    dv += ds_unit * dot(p_first, p_second, ds, ds_rest, PIECES, PIECES, PRECISION)
+                    dp += tl.where(valid[None, :], du[:, None], 0.0)
             slope = -scale * p * dp
             slope_first, slope_second, slope_unit = split(slope, DTYPE, False)
             if WRITE_TOKENS:
-                pull = slope_unit * dot(slope_first, slope_second, l, l, PIECES, 1, PRECISION)
-                dx += tl.sum(slope, 1)[:, None] * x.to(tl.float32) - pull
-            if WRITE_LANDMARKS:
-                push = slope_unit * dot(
-                    tl.trans(slope_first), tl.trans(slope_second), x, x, PIECES, 1, PRECISION
+                pull = slope_unit * dot(
+                    l_columns, l_columns, slope_first, slope_second, 1, PIECES, PRECISION
                 )
-                dl += tl.sum(slope, 0)[:, None] * l.to(tl.float32) - push
+                dx += tl.sum(slope, 0)[None, :] * x_columns.to(tl.float32) - pull
+            if WRITE_LANDMARKS:
+                slopes += tl.sum(slope, 1)
+                pushes += slope_unit * dot(slope_first, slope_second, x, x, PIECES, 1, PRECISION)
         if WRITE_TOKENS:
-            store_rows(dx_ptr + pair * n * D, token, D, dx, inside, D, BLOCK_D)
-            if KEYS:
+            store_rows(dx_ptr + first * D, token, D, tl.trans(dx), inside, D, BLOCK_D)
+            if KEYS and not HOLDS_ONE:
+                dv_rows = tl.trans(dv)
                 if DIAGONAL:
+                    # The exact diagonal gives a token its own share.
                     c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
-                    share = c / tl.load(denominator_ptr + at, mask=valid, other=1.0)
-                    dv += share[:, None] * g.to(tl.float32)
-                dv = tl.where(valid[:, None], dv, 0.0)
-                store_rows(dv_ptr + pair * n * D_V, token, D_V, dv, inside, D_V, BLOCK_V)
+                    dv_rows += (c * share)[:, None] * g.to(tl.float32)
+                dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
+                store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
     if WRITE_LANDMARKS:
-        store_rows(dl_ptr + unit * m * D, landmark, D, dl, landmark < m, D, BLOCK_D)
+        dl = slopes[:, None] * l.to(tl.float32) - pushes
+        dl_ptr += (unit * m + own) * D
+        store_rows(dl_ptr, landmark, D, dl, rows < m, D, BLOCK_D)

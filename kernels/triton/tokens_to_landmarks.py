@@ -5,24 +5,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from softattn.kernels import launching
 from softattn.kernels.arithmetic import (
     dot,
     exponent,
     load_points,
     load_rows,
-    real_landmarks,
     split,
     store_rows,
+    without_padding,
 )
 from softattn.kernels.configurations import choose
-from softattn.kernels.launching import (
-    block_of,
-    device_of,
-    launch,
-    rows_of,
-    stretches,
-    strides_of,
-)
+from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
 
 
 def tokens_to_landmarks(
@@ -57,7 +51,7 @@ def tokens_to_landmarks(
     landmarks, tokens, values = rows_of(landmarks), rows_of(tokens), rows_of(values)
     batch, heads, n, d = tokens.shape
     m, d_v = landmarks.shape[2], values.shape[3]
-    device = device_of(tokens.device)
+    device = launching.device_of(tokens.device)
     chosen = choose("tokens_to_landmarks", d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     number, length = stretches(n, chosen.tokens, batch * heads * blocks, device)
@@ -65,7 +59,7 @@ def tokens_to_landmarks(
     partial = torch.empty(
         batch, heads, number, m, columns, device=tokens.device, dtype=torch.float32
     )
-    launch(
+    launching.launch(
         _tokens_to_landmarks,
         (batch * heads * number, blocks),
         tokens,
@@ -115,13 +109,13 @@ def _tokens_to_landmarks(
     partial_ptr,
     x_batch,
     x_head,
-    x_row,
+    x_row: tl.constexpr,
     l_batch,
     l_head,
-    l_row,
+    l_row: tl.constexpr,
     v_batch,
     v_head,
-    v_row,
+    v_row: tl.constexpr,
     n,
     m,
     heads,
@@ -150,40 +144,49 @@ def _tokens_to_landmarks(
     v_ptr += batch * v_batch + head * v_head
     if CENTERED:
         center_ptr += pair * D
+    if PADDED:
+        padding_ptr += batch * n
+    if LANDMARKS_PADDED:
+        l_padding_ptr += batch * m
+    if SHIFTED:
+        shift_ptr += pair * n
     partial_ptr += unit * m * (D_V + ONES)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
 
-    landmark = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if LANDMARKS_PADDED:
-        l_padding_ptr += batch * m
-    real = real_landmarks(l_padding_ptr, landmark, m, LANDMARKS_PADDED)
+    block = tl.program_id(1).to(tl.int64) * BLOCK_M
+    landmark = tl.arange(0, BLOCK_M)
+    inside = landmark < m - block
+    real = without_padding(l_padding_ptr, block, landmark, inside, LANDMARKS_PADDED)
     # [BLOCK_M, BLOCK_D], [BLOCK_M]
-    l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
+    l, l_square = load_points(
+        l_ptr + block * l_row, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED
+    )
     sums = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     ones = tl.zeros([BLOCK_M], tl.float32)
+    token = tl.arange(0, BLOCK_N)
     start = unit % stretches * length
     for first in range(start, tl.minimum(start + length, n), BLOCK_N):
-        token = first + tl.arange(0, BLOCK_N)
-        valid = token < n
-        if PADDED:
-            valid = valid & (tl.load(padding_ptr + batch * n + token, mask=valid, other=1) == 0)
+        valid = without_padding(padding_ptr, first, token, token < n - first, PADDED)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED)
+        x, x_square = load_points(
+            x_ptr + first * x_row, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED
+        )
         # [BLOCK_N, BLOCK_V]
-        v = load_rows(v_ptr, token, v_row, valid, D_V, BLOCK_V)
-        # [BLOCK_N, BLOCK_M]
-        e = exponent(x, x_square, l, l_square, rate, PRECISION)
+        v = load_rows(v_ptr + first * v_row, token, v_row, valid, D_V, BLOCK_V)
+        # [BLOCK_M, BLOCK_N]
+        e = exponent(l, l_square, tl.trans(x), x_square, rate, PRECISION)
         if SHIFTED:
-            shift = tl.load(shift_ptr + pair * n + token, mask=valid, other=0.0)
-            e = tl.where(real[None, :], e - shift[:, None], float("-inf"))
+            shift = tl.load(shift_ptr + first + token, mask=valid, other=0.0)
+            e = tl.where(real[:, None], e - shift[None, :], float("-inf"))
         p = tl.exp2(e)
         p_first, p_second, _ = split(p, DTYPE, True)
-        sums += dot(tl.trans(p_first), tl.trans(p_second), v, v, PIECES, 1, PRECISION)
+        sums += dot(p_first, p_second, v, v, PIECES, 1, PRECISION)
         if ONES:
-            ones += tl.sum(tl.where(valid[:, None], p, 0.0), 0)
+            ones += tl.sum(tl.where(valid[None, :], p, 0.0), 1)
+    partial_ptr += block * (D_V + ONES)
     sums = tl.where(real[:, None], sums, 0.0)
-    store_rows(partial_ptr, landmark, D_V + ONES, sums, landmark < m, D_V, BLOCK_V)
+    store_rows(partial_ptr, landmark, D_V + ONES, sums, inside, D_V, BLOCK_V)
     if ONES:
         ones = tl.where(real, ones, 0.0)
-        tl.store(partial_ptr + landmark * (D_V + 1) + D_V, ones, mask=landmark < m)
+        tl.store(partial_ptr + landmark * (D_V + 1) + D_V, ones, mask=inside)
