@@ -168,9 +168,7 @@ def load_sums(
     DTYPE: tl.constexpr,
 ):
     """What landmarks hold for D_V features, split, and the column that follows where ``ONES``."""
-    first, second, unit = split(
-        load_rows(pointer, row, stride, real, D_V, BLOCK_V), DTYPE, False
-    )
+    first, second, unit = split(load_rows(pointer, row, stride, real, D_V, BLOCK_V), DTYPE, False)
     ones = 0.0
     if ONES:
         ones = tl.load(pointer + row * stride + D_V, mask=real, other=0.0)

@@ -388,9 +388,7 @@ def _token_gradient(
             if QUERIES:
                 W_PIECES: tl.constexpr = 1 if w_ptr.dtype.element_ty == DTYPE else 2
                 g_columns = tl.trans(g)
-                dp = add_dot(
-                    dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION
-                )
+                dp = add_dot(dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION)
                 if QUOTIENT:
                     dp = share[None, :] * dp
                     dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :] * z[:, None]
@@ -398,9 +396,7 @@ def _token_gradient(
                     dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
             if KEYS:
                 v_columns = tl.trans(v)
-                dp = add_dot(
-                    dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION
-                )
+                dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
                 if ONES:
                     dp += tl.where(valid[None, :], du[:, None], 0.0)
             slope = -scale * p * dp
