@@ -19,6 +19,7 @@ settings.register_profile(
 settings.register_profile(
     "wide", parent=settings.get_profile("ci"), max_examples=1000, derandomize=False
 )
+settings.register_profile("quick", parent=settings.get_profile("ci"), max_examples=12)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
