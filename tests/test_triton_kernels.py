@@ -52,12 +52,15 @@ def test_tokens_to_landmarks(problem):
     assert_keeps_digits(sums, wide["p"].mT @ values, wide["p"].mT @ values.abs(), dtype)
 
 
-def test_landmarks_to_tokens(problem):
+@pytest.mark.parametrize("unit", [1.0, 2.0**20])
+def test_landmarks_to_tokens(problem, unit):
     dtype, on, wide = problem
-    w = on["w"][..., :-1].contiguous()
+    # float16 itself ends at 65,504.
+    w = unit * on["w"][..., :-1].contiguous()
     heard = kernels.landmarks_to_tokens(on["x"], on["l"], w, rate=RATE, dtype=torch.float32)
     truth = wide["p"] @ wide["w"][..., :-1]
-    assert_keeps_digits(heard.output, truth, wide["p"] @ wide["w"][..., :-1].abs(), dtype)
+    terms = wide["p"] @ wide["w"][..., :-1].abs()
+    assert_keeps_digits(heard.output / unit, truth, terms, dtype)
 
 
 def test_landmarks_to_tokens_with_the_quotient(problem):
