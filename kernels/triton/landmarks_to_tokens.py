@@ -300,5 +300,6 @@ def _landmarks_to_tokens(
             shift = tl.where(top == float("-inf"), 0.0, top) + tl.log2(denominator)
             tl.store(shift_ptr + at, shift, mask=inside)
             o *= (1 / denominator)[:, None]
-        o = tl.where(valid[:, None], o, 0.0)
+        if PADDED:
+            o = tl.where(valid[:, None], o, 0.0)
         store_rows(o_ptr + first * D_V, token, D_V, o, inside, D_V, BLOCK_V)

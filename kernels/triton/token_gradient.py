@@ -370,7 +370,8 @@ def _token_gradient(
                         # The exact diagonal gives a token its own share.
                         c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
                         dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                    dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
+                    if PADDED:
+                        dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
                     store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
             dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if DIAGONAL:
@@ -421,7 +422,8 @@ def _token_gradient(
                     # The exact diagonal gives a token its own share.
                     c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
                     dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
+                if PADDED:
+                    dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
                 store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
     if WRITE_LANDMARKS:
         dl = slopes[:, None] * l.to(tl.float32) - pushes
