@@ -7,5 +7,6 @@ Each command prints a table and writes a JSON file and a figure into a folder of
     python -m benchmarks.accuracy    error against the exact O(n²) answers on a photograph
 
 They take the packages ``rich``, ``matplotlib``, ``numpy`` and, for ``accuracy``, ``scikit-learn``
-and ``pillow``; ``nystrom-attention`` takes part in ``scaling`` where it is installed.
+and ``pillow``; ``nystrom-attention`` and, on CUDA, ``flash-linear-attention`` take part in
+``scaling`` where they are installed.
 """

@@ -14,15 +14,30 @@ DTYPES = {
 }
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and adds defaults but None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def common_parser(
-    description: str, dtypes: tuple[str, ...] = ("float32", "float64")
+    description: str,
+    dtypes: tuple[str, ...] = ("float32", "float64"),
+    cuda_dtype: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser of --device, --dtype (the first by default), --threads, --seed and --out."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """A parser of --device, --dtype, --threads, --seed and --out.
+
+    The default dtype is the first one. Given ``cuda_dtype`` it is that one on CUDA, and parsing
+    leaves None where the command line has none.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
-    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the inputs")
+    if cuda_dtype is None:
+        parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the inputs")
+    else:
+        by_device = f"of the inputs (default: {dtypes[0]}, on CUDA {cuda_dtype})"
+        parser.add_argument("--dtype", choices=dtypes, help=by_device)
     parser.add_argument(
         "--threads",
         type=positive_int,

@@ -3,6 +3,7 @@
 import os
 import platform
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ class Environment:
     python: str
     system: str
     cuda: str | None
+    triton: str | None
     float32_matmul_precision: str
 
     def line(self) -> str:
@@ -52,6 +54,7 @@ def describe_environment(device: str, dtype: str) -> Environment:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         cuda=torch.version.cuda if device == "cuda" else None,
+        triton=_installed_version("triton"),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
     )
 
@@ -64,6 +67,13 @@ def memory_bytes(device: str) -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
     return physical if text == "max" else min(physical, int(text))
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

@@ -1,8 +1,10 @@
-"""Peak memory of one call of one rival, in a process of its own: one JSON line on stdout.
+"""Peak memory of one call of one rival over its inputs: one JSON line on stdout.
 
-On the CPU this is the growth of the peak resident memory over what was resident once the inputs
-were made, on CUDA that of the allocator's peak. The rival has run at a tiny size before, so that
-what libraries set up at their first call does not count.
+On the CPU this is the growth of the peak resident memory, in a process of its own whose rival has
+run at a tiny size before, so that what libraries set up at their first call does not count. What
+torch.compile takes to compile the real size cannot be told apart from it: compiled rivals have no
+figure there. On CUDA it is the growth of the allocator's peak in a call that has run before, which
+is exact in any process.
 """
 
 import json
@@ -10,19 +12,31 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.arguments import DTYPES, common_parser, parse, positive_int
-from benchmarks.rivals import RIVALS
-from benchmarks.workload import MODES, Workload, add_workload_options, workload_of
+from benchmarks.arguments import parse, positive_int
+from benchmarks.rivals import OURS, RIVALS
+from benchmarks.workload import (
+    MODES,
+    Workload,
+    fill_in_defaults,
+    workload_of,
+    workload_parser,
+)
 
 _WARM_UP_TOKENS = 64
 
 
-def peak_bytes_of_cell(rival: str, workload: Workload, mode: str) -> int:
+def has_cpu_figure(rival: str) -> bool:
+    """Whether the peak memory of a rival can be told on the CPU."""
+    return not RIVALS[rival].compiled
+
+
+def peak_bytes_in_process(rival: str, workload: Workload, mode: str) -> int:
     """The peak memory of a rival's call, measured in a fresh process.
 
     Raises:
@@ -37,11 +51,20 @@ def peak_bytes_of_cell(rival: str, workload: Workload, mode: str) -> int:
 def peak_bytes(rival: str, workload: Workload, mode: str) -> int:
     """The peak memory of a rival's call, measured in this process."""
     prepare = RIVALS[rival].prepare
-    prepare(replace(workload, tokens=max(_WARM_UP_TOKENS, workload.landmarks))).run(mode)
-    call = prepare(workload)
-    before = _start_peak(workload.device)
-    call.run(mode)
-    return max(_peak(workload.device) - before, 0)
+    if workload.device == "cuda":
+        call = prepare(workload)
+        call.run(mode)
+    else:
+        prepare(replace(workload, tokens=max(_WARM_UP_TOKENS, workload.landmarks))).run(mode)
+        call = prepare(workload)
+    return peak_bytes_of_call(lambda: call.run(mode), workload.device)
+
+
+def peak_bytes_of_call(call: Callable[[], object], device: str) -> int:
+    """How far the peak in a call lies above what is in use before it."""
+    before = _start_peak(device)
+    call()
+    return max(_peak(device) - before, 0)
 
 
 def _start_peak(device: str) -> int:
@@ -71,12 +94,12 @@ def _peak(device: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures one cell and prints its bytes."""
-    parser = common_parser(__doc__.partition("\n")[0], tuple(DTYPES))
-    parser.add_argument("--rival", choices=tuple(RIVALS), default="softattn")
-    parser.add_argument("--mode", choices=MODES, default="forward")
-    parser.add_argument("--tokens", type=positive_int, default=4096)
-    add_workload_options(parser)
+    parser = workload_parser(__doc__.partition("\n")[0])
+    parser.add_argument("--rival", choices=tuple(RIVALS), default=OURS, help="who is measured")
+    parser.add_argument("--mode", choices=MODES, default="forward", help="what is called")
+    parser.add_argument("--tokens", type=positive_int, default=4096, help="the size n")
     args = parse(parser, argv)
+    fill_in_defaults(args)
     workload = workload_of(args, args.tokens)
     print(json.dumps({"peak_bytes": peak_bytes(args.rival, workload, args.mode)}))
 

@@ -2,8 +2,10 @@
 
 All invert the same batch of A + ridge · I, where A are Gaussian Gram matrices of landmarks drawn
 from N(0, spread²): a small spread collapses the spectrum. The method soft_norm_official has no
-ridge of its own and is handed A + ridge · I. The truth is torch.linalg.pinv in float64. Ctrl-C
-keeps the finished spreads.
+ridge of its own and is handed A + ridge · I. The truth is torch.linalg.pinv in float64. Times are
+for the whole batch of --matrices, on CUDA by events; torch.linalg.inv and the Cholesky
+factorisation read back there whether they succeeded, and "transpose" how far it got. Ctrl-C keeps
+the finished spreads.
 """
 
 import argparse

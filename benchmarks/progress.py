@@ -7,7 +7,7 @@ from threading import Event
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-_WIDTH_OF_FILES = 120
+_WIDTH_OF_FILES = 160
 
 
 def terminal() -> Console:

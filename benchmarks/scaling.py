@@ -3,23 +3,48 @@
 Rivals take turns at every size, so ratios within a run are fair on a noisy machine. A rival runs
 up to the size where a cell would pass --seconds-per-cell, judged by its last size, or where its
 n × n arrays would pass --memory-fraction. Ctrl-C keeps the finished cells.
+
+"fraction of the traffic limit" is the time that softattn's reads and writes take at the copy
+bandwidth of the same run, over the time measured (benchmarks/traffic.py counts them).
+
+On CUDA the batch grows as n falls, so that batch × heads × n stays at --total-tokens or just above
+it; times are those of events, with the L2 cache overwritten before every call; SDPA is held to one
+backend by name, flash or cuDNN. One run of the default workload answers there
+
+- how much faster than softmax attention softattn is at an n such as 3,136 or 16,384: the table
+  "time of a rival over softattn's", column "SDPA, flash";
+- from which n on it is faster: the row "from n" of the same table;
+- how near it comes to what the memory allows: the last table.
 """
 
 import argparse
 
 from rich.console import Console
 
-from benchmarks.arguments import DTYPES, common_parser, parse, positive_float, positive_int
+from benchmarks.arguments import parse, positive_float, positive_int
 from benchmarks.environment import memory_bytes
 from benchmarks.progress import progress_bar, terminal, until_interrupted
 from benchmarks.report import start_report
-from benchmarks.rivals import RIVALS, why_missing
-from benchmarks.scaling_cells import Budget, Grid, measure_memory, measure_times, timed_cells
+from benchmarks.rivals import OURS, RIVALS, why_missing
+from benchmarks.scaling_cells import (
+    Budget,
+    Cell,
+    Grid,
+    measure_cpu_memory,
+    measure_times,
+    timed_cells,
+)
 from benchmarks.scaling_figure import scaling_figure
-from benchmarks.scaling_summary import OURS, Summary
+from benchmarks.scaling_summary import Summary
 from benchmarks.scaling_table import scaling_tables
 from benchmarks.timing import copy_bandwidth
-from benchmarks.workload import MODES, Workload, add_workload_options, workload_of
+from benchmarks.workload import (
+    MODES,
+    Workload,
+    fill_in_defaults,
+    workload_of,
+    workload_parser,
+)
 
 TOKENS = (256, 512, 1024, 3136, 4096, 12544, 16384, 25088, 65536, 131072)
 
@@ -27,6 +52,7 @@ TOKENS = (256, 512, 1024, 3136, 4096, 12544, 16384, 25088, 65536, 131072)
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints the tables, and writes the JSON file and the figure."""
     args = parse(_parser(), argv)
+    fill_in_defaults(args)
     console = terminal()
     rivals = _taking_part(args, console)
     workloads = [workload_of(args, tokens) for tokens in sorted(set(args.tokens))]
@@ -37,24 +63,28 @@ def main(argv: list[str] | None = None) -> None:
     if not summary.grid.cells:
         console.print("interrupted before the first cell was finished; nothing was written")
         return
-    for table in scaling_tables(summary, workloads):
+    for table in scaling_tables(summary):
         console.print(table)
     for name in summary.grid.rivals():
         console.print(f"{RIVALS[name].label}: {RIVALS[name].note}", style="dim")
-    json_path = report.write_json(summary.as_json(workloads), interrupted=interrupted.is_set())
-    figure = scaling_figure(summary, workloads[0], report.environment.line())
+    _announce_failures(summary.grid, console)
+    json_path = report.write_json(summary.as_json(), interrupted=interrupted.is_set())
+    figure = scaling_figure(summary, report.environment.line())
     report.announce(console, [json_path, *report.write_figure(figure)])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = common_parser(__doc__, tuple(DTYPES))
+    parser = workload_parser(__doc__)
     parser.add_argument(
         "--tokens", type=positive_int, nargs="+", default=list(TOKENS), help="the sizes n"
     )
     parser.add_argument(
-        "--rivals", nargs="+", choices=tuple(RIVALS), default=list(RIVALS), help="who takes part"
+        "--rivals",
+        nargs="+",
+        choices=tuple(RIVALS),
+        metavar="RIVAL",
+        help=f"who takes part besides {OURS} (default: all that can), of {', '.join(RIVALS)}",
     )
-    add_workload_options(parser)
     parser.add_argument(
         "--rounds", type=positive_int, default=7, help="how often the rivals take turns at a size"
     )
@@ -62,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds-per-cell",
         type=positive_float,
         default=30.0,
-        help="for the warm-up and all rounds of one rival at one size in one mode",
+        help="for the warm-up and all rounds of one rival at one size in one mode, compilation not "
+        "counted",
     )
     parser.add_argument(
         "--memory-fraction",
@@ -75,11 +106,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _taking_part(args: argparse.Namespace, console: Console) -> list[str]:
-    rivals = [OURS, *(name for name in RIVALS if name in args.rivals and name != OURS)]
-    for name in rivals:
-        if (reason := why_missing(name, args.dtype)) is not None:
+    asked = RIVALS if args.rivals is None else args.rivals
+    rivals = [OURS, *(name for name in RIVALS if name in asked and name != OURS)]
+    reasons = {name: why_missing(name, args.device, args.dtype) for name in rivals}
+    for name, reason in reasons.items():
+        if reason is not None:
             console.print(f"without {RIVALS[name].label}: {reason}", style="yellow")
-    return [name for name in rivals if why_missing(name, args.dtype) is None]
+    return [name for name in rivals if reasons[name] is None]
+
+
+def _announce_failures(grid: Grid, console: Console) -> None:
+    """Each failure once, at the first cell that met it, by its first line."""
+    first: dict[tuple[str, str], Cell] = {}
+    for cell in grid.cells.values():
+        if cell.failure is not None:
+            first.setdefault((cell.rival, cell.failure), cell)
+    for (rival, failure), cell in first.items():
+        where = f"{RIVALS[rival].label} failed at n = {cell.tokens:,}, {cell.mode}"
+        console.print(f"{where}: {failure.splitlines()[0]}", style="yellow", markup=False)
 
 
 def _measure(
@@ -103,15 +147,13 @@ def _measure(
                     grid=grid,
                     budget=budget,
                     rounds=args.rounds,
+                    memory=not args.no_memory,
                     done=lambda _: progress.advance(task),
                 )
-        if not args.no_memory:
+        if args.device == "cpu" and not args.no_memory:
             task = progress.add_task("", total=len(list(timed_cells(grid))), stage="memory")
-            by_tokens = {workload.tokens: workload for workload in workloads}
-            measure_memory(
-                grid,
-                by_tokens.__getitem__,
-                done=lambda cell: progress.update(task, advance=1, description=cell),
+            measure_cpu_memory(
+                grid, done=lambda cell: progress.update(task, advance=1, description=cell)
             )
 
 

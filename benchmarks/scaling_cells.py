@@ -3,13 +3,13 @@
 import math
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from benchmarks.arguments import DTYPES
-from benchmarks.memory import peak_bytes_of_cell
-from benchmarks.rivals import RIVALS
+from benchmarks.memory import has_cpu_figure, peak_bytes_in_process, peak_bytes_of_call
+from benchmarks.rivals import OURS, RIVALS
 from benchmarks.timing import LEAST_CALLS, Timing, WarmCall, time_in_turns, warm_up
 from benchmarks.workload import MODES, Workload
 
@@ -18,16 +18,23 @@ from benchmarks.workload import MODES, Workload
 class Cell:
     """What is known of one rival at one number of tokens in one mode.
 
-    skipped: why there is no timing: "time", "memory" or None.
+    skipped: why there is no timing: "time", "memory", "failed" or None.
+    failure: what a rival raised that failed.
     peak_bytes: None where it was not measured.
     """
 
     rival: str
-    tokens: int
+    workload: Workload
     mode: str
     timing: Timing | None = None
     skipped: str | None = None
+    failure: str | None = None
     peak_bytes: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens n."""
+        return self.workload.tokens
 
 
 @dataclass
@@ -44,10 +51,10 @@ class Grid:
         """The cell, or None where it was not reached."""
         return self.cells.get((rival, tokens, mode))
 
-    def timed(self, rival: str, mode: str) -> list[tuple[int, Timing]]:
-        """The tokens and timings of a rival, in the order they were measured."""
+    def seconds_per_item(self, rival: str, mode: str) -> list[tuple[int, float]]:
+        """The tokens and times per batch item of a rival, in the order they were measured."""
         return [
-            (cell.tokens, cell.timing)
+            (cell.tokens, cell.timing.median / cell.workload.batch)
             for cell in self.cells.values()
             if cell.rival == rival and cell.mode == mode and cell.timing is not None
         ]
@@ -90,11 +97,13 @@ class Budget:
         if last is None:
             return None
         if last.timing is None:
-            return last.skipped
+            # What failed at one size, with its large batch perhaps, may run at the next.
+            return None if last.skipped == "failed" else last.skipped
         growth = (workload.tokens / last.tokens) ** RIVALS[rival].order
+        growth *= workload.batch / last.workload.batch
         longest = self.seconds / LEAST_CALLS / growth
         if min(last.timing.rounds) > longest:
-            again = _warm_call(rival, replace(workload, tokens=last.tokens), mode)
+            again = _warm_call(rival, last.workload, mode)
             if again.seconds > longest:
                 return "time"
         return None
@@ -108,22 +117,35 @@ def measure_times(
     grid: Grid,
     budget: Budget,
     rounds: int,
+    memory: bool,
     done: Callable[[str], None],
 ) -> None:
     """Adds the cells of all rivals at one number of tokens to ``grid``, timed in turns.
 
-    ``done`` is told the name of each rival when its cell is finished.
+    Other rivals than softattn may fail: their cell then says so. On CUDA ``memory`` asks for the
+    peak memory too. ``done`` is told the name of each rival when its cell is finished.
     """
+    if any(RIVALS[rival].compiled for rival in rivals):
+        # What was compiled for other sizes counts towards a limit past which nothing compiles.
+        torch.compiler.reset()
     cells = {}
     calls: dict[str, WarmCall] = {}
     for rival in rivals:
-        cell = cells[rival] = Cell(rival, workload.tokens, mode)
-        cell.skipped = budget.refuses(rival, workload, mode, grid)
-        if cell.skipped is None:
-            try:
-                calls[rival] = _warm_call(rival, workload, mode)
-            except torch.OutOfMemoryError:
-                cell.skipped = "memory"
+        cell = cells[rival] = Cell(rival, workload, mode)
+        try:
+            cell.skipped = budget.refuses(rival, workload, mode, grid)
+            if cell.skipped is None:
+                warm = _warm_call(rival, workload, mode)
+                if memory and workload.device == "cuda":
+                    cell.peak_bytes = peak_bytes_of_call(warm.call, workload.device)
+                calls[rival] = warm
+        except torch.OutOfMemoryError:
+            cell.skipped = "memory"
+        except Exception as error:
+            # Packages and compilers raise what they like; the run goes on without them.
+            if rival == OURS:
+                raise
+            cell.skipped, cell.failure = "failed", f"{type(error).__name__}: {error}"
         if cell.skipped is not None:
             done(rival)
     timings = time_in_turns(calls, rounds=rounds, seconds=budget.seconds, done=done)
@@ -132,16 +154,15 @@ def measure_times(
         grid.add(cell)
 
 
-def measure_memory(
-    grid: Grid, workload_at: Callable[[int], Workload], done: Callable[[str], None]
-) -> None:
-    """Fills in the peak memory of every timed cell, each in a process of its own."""
+def measure_cpu_memory(grid: Grid, done: Callable[[str], None]) -> None:
+    """Fills in the peak memory of every timed cell whose peak can be told."""
     for cell in timed_cells(grid):
-        try:
-            cell.peak_bytes = peak_bytes_of_cell(cell.rival, workload_at(cell.tokens), cell.mode)
-        except subprocess.CalledProcessError as error:
-            if error.returncode >= 0:
-                raise RuntimeError(f"{' '.join(error.cmd)} failed:\n{error.stderr}") from error
+        if has_cpu_figure(cell.rival):
+            try:
+                cell.peak_bytes = peak_bytes_in_process(cell.rival, cell.workload, cell.mode)
+            except subprocess.CalledProcessError as error:
+                if error.returncode >= 0:
+                    raise RuntimeError(f"{' '.join(error.cmd)} failed:\n{error.stderr}") from error
         done(f"{RIVALS[cell.rival].label}, n = {cell.tokens:,}")
 
 
@@ -150,9 +171,9 @@ def timed_cells(grid: Grid) -> Iterator[Cell]:
     return (cell for cell in grid.cells.values() if cell.timing is not None)
 
 
-def log_log_slope(measured: list[tuple[int, Timing]], from_tokens: int) -> float | None:
+def log_log_slope(measured: list[tuple[int, float]], from_tokens: int) -> float | None:
     """The exponent of time over n ≥ ``from_tokens``, by least squares; None under two sizes."""
-    points = [(math.log(n), math.log(t.median)) for n, t in measured if n >= from_tokens]
+    points = [(math.log(n), math.log(t)) for n, t in measured if n >= from_tokens]
     if len(points) < 2:
         return None
     mean_x = sum(x for x, _ in points) / len(points)
@@ -164,4 +185,4 @@ def log_log_slope(measured: list[tuple[int, Timing]], from_tokens: int) -> float
 
 def _warm_call(rival: str, workload: Workload, mode: str) -> WarmCall:
     call = RIVALS[rival].prepare(workload)
-    return warm_up(lambda: call.run(mode), workload.device)
+    return warm_up(lambda: call.run(mode), workload.device, compiled=RIVALS[rival].compiled)

@@ -9,16 +9,16 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.figure_style import COLOURS, MARKERS, figure_with_panels, head_and_foot, name_ticks
 from benchmarks.quantities import bytes_text, seconds_text
-from benchmarks.rivals import RIVALS
+from benchmarks.rivals import OURS, RIVALS
 from benchmarks.scaling_cells import Cell
-from benchmarks.scaling_summary import OURS, Summary
-from benchmarks.workload import MODES, Workload
+from benchmarks.scaling_summary import Summary
+from benchmarks.workload import MODES
 
 # Under this the pages that a process happens to touch drown what the call needs.
 _LEAST_BYTES_SHOWN = 2**17
 
 
-def scaling_figure(summary: Summary, workload: Workload, foot: str) -> Figure:
+def scaling_figure(summary: Summary, foot: str) -> Figure:
     """One column for each mode: times above, peak memory below."""
     has_memory = any(cell.peak_bytes is not None for cell in summary.grid.cells.values())
     figure, rows = figure_with_panels(1 + has_memory, 2, size=(12, 11 if has_memory else 6.2))
@@ -32,14 +32,21 @@ def scaling_figure(summary: Summary, workload: Workload, foot: str) -> Figure:
             panel.set_title(f"{mode}: peak memory over the inputs")
             panel.set_yscale("log", base=2)
             panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: bytes_text(y)))
-    shape = (
-        f"batch {workload.batch}, {workload.heads} heads, {workload.head_dim} features, "
-        f"{workload.landmarks} landmarks"
-    )
     if "nystrom_attention" in summary.grid.rivals():
         foot = f"{foot}\n* a module: includes its projections and its pooling"
-    head_and_foot(figure, f"Attention over n tokens ({shape})", foot)
+    head_and_foot(figure, f"Attention over n tokens ({_shape(summary)})", foot)
     return figure
+
+
+def _shape(summary: Summary) -> str:
+    workloads = [cell.workload for cell in summary.grid.cells.values()]
+    one = workloads[0]
+    if {workload.batch for workload in workloads} == {one.batch}:
+        size = f"batch {one.batch}, {one.heads} heads"
+    else:
+        total = min(workload.batch * workload.heads * workload.tokens for workload in workloads)
+        size = f"{one.heads} heads, batch × heads × n at least {total:,}"
+    return f"{size}, {one.head_dim} features, {one.landmarks} landmarks"
 
 
 def _draw(

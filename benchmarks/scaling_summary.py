@@ -3,19 +3,27 @@
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.arguments import DTYPES
-from benchmarks.rivals import RIVALS
+from benchmarks.rivals import OURS, RIVALS
 from benchmarks.scaling_cells import Cell, Grid, log_log_slope
 from benchmarks.timing import paired_ratio
-from benchmarks.workload import MODES, Workload
+from benchmarks.traffic import traffic_bytes
+from benchmarks.workload import MODES
 
 SLOPE_FROM_TOKENS = 4096
-OURS = "softattn"
 
-# Elements per token and feature that must be read or written. "token" reads V once more forward,
-# and V and O once more backward.
-_FORWARD_ELEMENTS = {"none": 4, "landmark": 4, "token": 5}
-_BACKWARD_ELEMENTS = {"none": 7, "landmark": 7, "token": 9}
+
+@dataclass(frozen=True)
+class TrafficLimit:
+    """What softattn's traffic allows in one cell, and what it reached.
+
+    traffic_bytes: that the passes must move.
+    least_seconds: these bytes at the copy bandwidth.
+    fraction: of the limit, the least time over the measured one.
+    """
+
+    traffic_bytes: int
+    least_seconds: float
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ class Summary:
     copy_bandwidth: float
 
     def slope(self, rival: str, mode: str) -> float | None:
-        """The exponent of time over n from ``SLOPE_FROM_TOKENS`` up."""
-        return log_log_slope(self.grid.timed(rival, mode), SLOPE_FROM_TOKENS)
+        """The exponent of time per batch item over n from ``SLOPE_FROM_TOKENS`` up."""
+        return log_log_slope(self.grid.seconds_per_item(rival, mode), SLOPE_FROM_TOKENS)
 
     def time_ratio(self, rival: str, tokens: int, mode: str) -> float | None:
         """The time of a rival over that of softattn."""
@@ -39,6 +47,17 @@ class Summary:
             return None
         return paired_ratio(theirs.timing, ours.timing)
 
+    def crossover(self, rival: str, mode: str) -> int | None:
+        """The least n measured from which on softattn is nowhere slower than the rival."""
+        crossover = None
+        for tokens in reversed(self.grid.tokens()):
+            ratio = self.time_ratio(rival, tokens, mode)
+            if ratio is not None:
+                if ratio < 1:
+                    break
+                crossover = tokens
+        return crossover
+
     def memory_ratio(self, rival: str, tokens: int, mode: str) -> float | None:
         """The peak memory of a rival over that of softattn."""
         theirs, ours = self._pair(rival, tokens, mode)
@@ -46,14 +65,16 @@ class Summary:
             return None
         return theirs.peak_bytes / ours.peak_bytes
 
-    def traffic_fraction(self, workload: Workload, mode: str) -> float | None:
-        """The least time that softattn's traffic takes over the time that it took."""
-        cell = self.grid.get(OURS, workload.tokens, mode)
+    def traffic_limit(self, tokens: int, mode: str) -> TrafficLimit | None:
+        """How near softattn comes to the time that its traffic takes."""
+        cell = self.grid.get(OURS, tokens, mode)
         if cell is None or cell.timing is None:
             return None
-        return traffic_bytes(workload, mode) / self.copy_bandwidth / cell.timing.median
+        count = traffic_bytes(cell.workload, mode)
+        least = count / self.copy_bandwidth
+        return TrafficLimit(count, least, least / cell.timing.median)
 
-    def as_json(self, workloads: list[Workload]) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Everything measured, and everything drawn from it."""
         rivals = self.grid.rivals()
         return {
@@ -77,16 +98,22 @@ class Summary:
                 for name in rivals
                 if name != OURS and self.time_ratio(name, tokens, mode) is not None
             ],
+            "crossovers": {
+                name: {mode: self.crossover(name, mode) for mode in MODES}
+                for name in rivals
+                if name != OURS
+            },
             "traffic_limit": [
                 {
-                    "tokens": workload.tokens,
+                    "tokens": tokens,
                     "mode": mode,
-                    "bytes": traffic_bytes(workload, mode),
-                    "fraction": fraction,
+                    "bytes": limit.traffic_bytes,
+                    "least_seconds": limit.least_seconds,
+                    "fraction_of_traffic_limit": limit.fraction,
                 }
                 for mode in MODES
-                for workload in workloads
-                if (fraction := self.traffic_fraction(workload, mode)) is not None
+                for tokens in self.grid.tokens()
+                if (limit := self.traffic_limit(tokens, mode)) is not None
             ],
         }
 
@@ -94,22 +121,15 @@ class Summary:
         return self.grid.get(rival, tokens, mode), self.grid.get(OURS, tokens, mode)
 
 
-def traffic_bytes(workload: Workload, mode: str) -> int:
-    """What the streaming passes of softattn must read and write over the tokens."""
-    elements = _FORWARD_ELEMENTS[workload.normalization]
-    if mode == "forward+backward":
-        elements += _BACKWARD_ELEMENTS[workload.normalization]
-    features = workload.batch * workload.heads * workload.tokens * workload.head_dim
-    return elements * features * DTYPES[workload.dtype].itemsize
-
-
 def _cell_json(cell: Cell) -> dict[str, Any]:
     timing = cell.timing
     return {
         "rival": cell.rival,
         "tokens": cell.tokens,
+        "batch": cell.workload.batch,
         "mode": cell.mode,
         "skipped": cell.skipped,
+        "failure": cell.failure,
         "median_seconds": None if timing is None else timing.median,
         "quartiles_seconds": None if timing is None else timing.quartiles,
         "rounds_seconds": None if timing is None else timing.rounds,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.benchmark import Timer
 
+from benchmarks.cuda_events import event_seconds
+
 _SECONDS_PER_ROUND = 0.2
 # A round of a slow call runs it twice: once to choose the size of a block, once to measure it.
 _LEAST_CALLS_PER_ROUND = 2
@@ -42,19 +44,25 @@ class Timing:
 
 @dataclass(frozen=True)
 class WarmCall:
-    """A call that has run before, and the seconds it then took."""
+    """A call that has run before on its device, and the seconds it then took."""
 
     call: Callable[[], object]
     seconds: float
+    device: str
 
 
-def warm_up(call: Callable[[], object], device: str) -> WarmCall:
-    """Runs a call once."""
+def warm_up(call: Callable[[], object], device: str, *, compiled: bool = False) -> WarmCall:
+    """Runs a call once; before that once more, untimed, where the first call compiles or tunes.
+
+    ``compiled`` says so of a call on the CPU; on CUDA every call is taken to do so.
+    """
+    if compiled or device == "cuda":
+        call()
+        _synchronize(device)
     start = time.perf_counter()
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return WarmCall(call, time.perf_counter() - start)
+    _synchronize(device)
+    return WarmCall(call, time.perf_counter() - start, device)
 
 
 def time_in_turns(
@@ -65,6 +73,9 @@ def time_in_turns(
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
     """Times all calls in rounds: A B C, A B C and so on.
+
+    A round runs a call again and again for a fifth of a second at most and keeps the median: on
+    the CPU of the wall clock, on CUDA of events.
 
     Args:
         calls: what to time.
@@ -80,10 +91,7 @@ def time_in_turns(
     block_seconds = min(_SECONDS_PER_ROUND, seconds / rounds / 2)
     for turn in range(rounds):
         for name in (name for name in calls if turn < turns[name]):
-            timer = Timer(
-                "call()", globals={"call": calls[name].call}, num_threads=torch.get_num_threads()
-            )
-            medians[name].append(timer.blocked_autorange(min_run_time=block_seconds).median)
+            medians[name].append(_median_seconds(calls[name], block_seconds))
             if turn + 1 == turns[name]:
                 done(name)
     return {name: Timing(tuple(values)) for name, values in medians.items()}
@@ -102,3 +110,20 @@ def copy_bandwidth(device: str) -> float:
     copy = warm_up(lambda: target.copy_(source), device)
     timing = time_in_turns({"copy": copy}, rounds=5, seconds=5)
     return 2 * source.numel() / timing["copy"].median
+
+
+def _median_seconds(warm: WarmCall, block_seconds: float) -> float:
+    if warm.device == "cuda":
+        return event_seconds(
+            warm.call,
+            expected=warm.seconds,
+            block_seconds=block_seconds,
+            least_calls=_LEAST_CALLS_PER_ROUND,
+        )
+    timer = Timer("call()", globals={"call": warm.call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=block_seconds).median
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -33,7 +33,7 @@ def softmax_free_attention(
         value,
         landmarks,
         middle.float(),
-        key_padding_mask,
+        _contiguous(key_padding_mask),
         scale,
         normalization == "token",
     )
@@ -50,5 +50,11 @@ def gaussian_attention(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """The operator of ``softattn.gaussian_attention``, on checked arguments."""
-    output, _ = operators.gaussian_attention(query, key, value, key_padding_mask, scale, normalize)
+    padding = _contiguous(key_padding_mask)
+    output, _ = operators.gaussian_attention(query, key, value, padding, scale, normalize)
     return output
+
+
+def _contiguous(padding_mask: Tensor | None) -> Tensor | None:
+    """The kernels read masks as they lie in memory."""
+    return None if padding_mask is None else padding_mask.contiguous()

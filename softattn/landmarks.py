@@ -100,7 +100,9 @@ class AvgPoolLandmarks(LandmarkSampler):
     def bins(self, grid: Sequence[int]) -> tuple[int, ...]:
         """The number of landmarks along each dimension of ``grid``."""
         if isinstance(self.num_landmarks, int):
-            return _split_by_aspect(self.num_landmarks, tuple(grid))
+            # Dynamo traces through a cache, and warns of it.
+            split = _split_by_aspect if torch.compiler.is_compiling() else _cached_split
+            return split(self.num_landmarks, tuple(grid))
         if len(self.num_landmarks) != len(grid):
             raise ValueError(
                 f"num_landmarks={self.num_landmarks} has {len(self.num_landmarks)} dimensions and "
@@ -255,23 +257,28 @@ def _check_tokens_on_grid(
     return check_grid(grid, n)
 
 
-@lru_cache
 def _split_by_aspect(count: int, grid: tuple[int, ...]) -> tuple[int, ...]:
     """At most ``count`` cells, close to it in number and to the grid in aspect."""
     if 0 in grid:
         return tuple(min(1, size) for size in grid)
 
-    def splits() -> list[tuple[int, ...]]:
-        leading = product(*(range(1, min(size, count) + 1) for size in grid[:-1]))
-        used = ((sizes, math.prod(sizes)) for sizes in leading)
-        return [(*sizes, min(grid[-1], count // area)) for sizes, area in used if area <= count]
+    leading = product(*(range(1, min(size, count) + 1) for size in grid[:-1]))
+    splits = [
+        (*sizes, min(grid[-1], count // math.prod(sizes)))
+        for sizes in leading
+        if math.prod(sizes) <= count
+    ]
+    # Early versions of Dynamo know the key of ``sorted`` alone.
+    return sorted(splits, key=lambda bins: _elongation(bins, grid) - math.log(math.prod(bins)))[0]
 
-    def mismatch(sizes: tuple[int, ...]) -> float:
-        cells = [math.log(size / bins) for size, bins in zip(grid, sizes, strict=True)]
-        elongation = max(cells) - min(cells)
-        return elongation + math.log(count / math.prod(sizes))
 
-    return min(splits(), key=mismatch)
+def _elongation(bins: tuple[int, ...], grid: tuple[int, ...]) -> float:
+    """The logarithm of the ratio of a cell's longest side to its shortest."""
+    sides = [math.log(size / number) for size, number in zip(grid, bins, strict=True)]
+    return max(sides) - min(sides)
+
+
+_cached_split = lru_cache(_split_by_aspect)
 
 
 def _mean_of_cells(

@@ -73,7 +73,7 @@ def _(query, key, value, landmarks, middle, padding, scale, quotient):  # type: 
     none = query.new_empty((0,), dtype=wide)
     return (
         value.new_empty((batch, heads, n_q, d_v)),
-        query.new_empty((batch, heads, m, d_v + quotient), dtype=wide),
+        query.new_empty((batch, heads, m, d_v + 1 if quotient else d_v), dtype=wide),
         per_token if quotient else none,
         torch.empty_like(per_token) if quotient and key is None else torch.empty_like(none),
     )
@@ -274,11 +274,9 @@ def gaussian_attention_gradient(
     grad_query, _, grad_key = token_gradient(
         query, keys, queries=queries, keys=None, scale=scale, landmark_padding=padding, **common
     )
-    grad_value = tokens_to_landmarks(keys, query, grad, row_shift=shift, **common)
-    if padding is not None:
-        hidden = padding[:, None, :, None]
-        grad_value.masked_fill_(hidden, 0)
-        grad_key.masked_fill_(hidden, 0)
+    grad_value = tokens_to_landmarks(
+        keys, query, grad, row_shift=shift, landmark_padding=padding, **common
+    )
     grad_value = grad_value.to(value.dtype)
     if key is None:
         return (grad_key.add_(grad_query)).to(query.dtype), query.new_empty(0), grad_value

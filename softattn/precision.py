@@ -29,6 +29,7 @@ def promoted_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which autocast leaves matrix products on ``device`` as they are."""
-    if torch.amp.is_autocast_available(device.type):
+    # Early versions of Dynamo do not know the question, so it is asked for other devices alone.
+    if device.type in ("cpu", "cuda") or torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -1,4 +1,7 @@
+import importlib
 import os
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks of cuBLAS
 
 import pytest
 import torch
@@ -19,6 +22,27 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the tests of the Triton kernels run; on the CPU in Triton's interpreter",
+    )
+
+
+def pytest_configure(config):
+    # Triton reads it where a kernel is defined.
+    if config.getoption("--device") == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """Where the tests of the Triton kernels run."""
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(scope="module", params=["one tile", "many tiles"])
 def tiles(request):
     """Runs a module's tests with the kernel in one tile, and cut into tiles of a few tokens."""
@@ -28,6 +52,39 @@ def tiles(request):
             patch.setattr(streaming, "_SHORT_SIDE", 4)
             patch.setattr(streaming, "_LEAST_LONG_SIDE", 3)
         yield request.param
+
+
+# Each has a module of its name.
+KERNELS = (
+    "gaussian_kernel",
+    "landmarks_to_tokens",
+    "newton",
+    "quotient_gradient",
+    "token_gradient",
+    "tokens_to_landmarks",
+)
+
+
+@pytest.fixture(scope="module", params=["tiles of the table", "small tiles"])
+def kernel_tiles(request):
+    """Runs a module's tests with the kernels' own tiles, and with the smallest that there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "small tiles":
+            from softattn.kernels.configurations import Configuration
+
+            smallest = Configuration(tokens=16, landmarks=16, warps=4, stages=1)
+            for name in KERNELS:
+                module = importlib.import_module(f"softattn.kernels.{name}")
+                patch.setattr(module, "choose", lambda *_: smallest)
+        yield request.param
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fills what ``torch.empty`` returns with NaN, and refuses operators that vary between runs."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

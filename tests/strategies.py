@@ -63,6 +63,11 @@ class Problem:
         wide = torch.promote_types(self.query.dtype, torch.float32)
         return self.to(wide).solve(reference.softmax_free_attention).to(self.query.dtype)
 
+    def spread(self) -> Tensor:
+        """The largest norm of a query, key or landmark."""
+        points = torch.cat([self.query, self.keys, self.landmarks], 2)
+        return points.double().norm(dim=-1).amax() if points.numel() else torch.tensor(0.0)
+
     def magnitude(self) -> Tensor:
         """The largest sum of terms that cancel in the answer, |P_q| |A⁺| |P_k|ᵀ |V|."""
         absolute = replace(
@@ -91,11 +96,12 @@ def problems(
     normalizations=NORMALIZATIONS,
     cross=st.booleans(),
     tokens=st.integers(0, 14),
+    landmarks=st.integers(1, 6),
     scales=st.sampled_from([None, 0.05, 1.0]),
 ):
     """Problems whose landmarks are tokens, points of their own, or all nearly equal."""
     batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    n_q, m = draw(tokens), draw(st.integers(1, 6))
+    n_q, m = draw(tokens), draw(landmarks)
     d, d_v = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     seed, spread = draw(seeds), draw(spreads)
     crossed = draw(cross)

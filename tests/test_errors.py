@@ -63,7 +63,6 @@ def attend(query=TOKENS, key=None, value=TOKENS, landmarks=LANDMARKS, **options)
             "normalization must be one of 'none', 'landmark', 'token', got 'softmax'",
         ),
         ({"impl": "cuda"}, ValueError, "impl must be one of 'auto', 'eager', 'triton', got 'cuda'"),
-        ({"impl": "triton"}, ValueError, "impl='triton' .* use impl='eager'"),
         ({"scale": 0}, ValueError, "scale must be a positive finite number or None, got 0"),
         ({"scale": float("nan")}, ValueError, "scale must be"),
         ({"is_causal": True}, ValueError, "causal attention is not offered: .* see the future"),
@@ -74,6 +73,18 @@ def attend(query=TOKENS, key=None, value=TOKENS, landmarks=LANDMARKS, **options)
 def test_softmax_free_attention(arguments, error, message):
     with pytest.raises(error, match=message):
         attend(**arguments)
+
+
+def test_triton_where_it_cannot_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    message = "impl='triton' was asked for, but the tensors are on cpu, .* use impl='eager'"
+    with pytest.raises(ValueError, match=message):
+        attend(impl="triton")
+    layer = SoftmaxFreeAttention(8, 2, impl="triton")
+    with pytest.raises(ValueError, match=message):
+        layer(torch.randn(1, 9, 8))
+    with pytest.raises(ValueError, match=message):
+        softattn.gaussian_attention(TOKENS, None, TOKENS, impl="triton")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +113,7 @@ def test_gaussian_kernel():
         ({"num_heads": 3}, "divisible by num_heads, got 8 and 3; or give head_dim"),
         ({"num_heads": 0}, "must be positive, got 8, 0 and None"),
         ({"normalization": "softmax"}, "normalization must be one of"),
-        ({"impl": "triton"}, "impl='triton'"),
+        ({"impl": "cuda"}, "impl must be one of"),
         ({"value_conv": 4}, "value_conv must be odd and positive"),
         ({"value_conv": (3, 3, 3, 3)}, "value_conv must be odd and positive"),
         ({"pinv": "lu"}, "pinv must be one of"),

@@ -1,6 +1,7 @@
 """Imports point one way, and importing softattn costs little and no Triton."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +15,23 @@ PACKAGE = Path(softattn.__file__).parent
 # What each file of the package may import from it.
 ALLOWED = {
     "autograd": set(),
+    "centering": set(),
+    "middle": set(),
     "precision": set(),
     "validation": set(),
     "reference": set(),
-    "streaming": {"autograd", "precision"},
-    "gaussian": {"autograd", "precision", "validation"},
-    "pinv": {"autograd", "precision", "validation"},
+    "implementation": {"validation"},
+    "padding": {"precision"},
+    "operators": {"centering", "kernels", "middle", "precision"},
+    "streaming": {"autograd", "centering", "precision"},
+    "gaussian": {"autograd", "implementation", "operators", "precision", "validation"},
+    "pinv": {"autograd", "implementation", "operators", "precision", "validation"},
     "landmarks": {"precision", "validation"},
-    "eager": {"gaussian", "precision", "streaming"},
-    "attention": {"eager", "pinv", "validation"},
+    "eager": {"gaussian", "middle", "padding", "precision", "streaming"},
+    "fused": {"middle", "operators", "padding", "precision"},
+    "attention": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
     "tokens": {"landmarks", "validation"},
-    "module": {"attention", "landmarks", "pinv", "tokens", "validation"},
+    "module": {"attention", "implementation", "landmarks", "pinv", "tokens", "validation"},
 }
 
 
@@ -52,8 +59,17 @@ def test_imports_point_one_way(name):
         for module in imported
         if (parts := module.split("."))[0] == "softattn" and len(parts) > 1
     }
-    assert ours & set(ALLOWED) <= ALLOWED[name]
+    assert ours & {*ALLOWED, "kernels"} <= ALLOWED[name]
     assert "triton" not in {module.split(".")[0] for module in imported}
+
+
+def test_kernels_import_nothing_else_of_softattn():
+    (folder,) = importlib.util.find_spec("softattn.kernels").submodule_search_locations
+    files = list(Path(folder).glob("*.py"))
+    assert files
+    for path in files:
+        ours = {name for name in imports_of(path) if name.split(".")[0] == "softattn"}
+        assert all(name.startswith("softattn.kernels") for name in ours)
 
 
 def in_fresh_process(code: str) -> str:

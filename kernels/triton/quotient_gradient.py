@@ -74,7 +74,7 @@ def quotient_gradient(
     m, d_v = landmarks.shape[2], grad.shape[3]
     device = launching.device_of(tokens.device)
     chosen = choose("quotient_gradient", d, d_v, m, tokens.dtype, device)
-    blocks = triton.cdiv(m, chosen.landmarks)
+    blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     tiles = blocks * blocks if diagonal is not None else blocks
     number, length = stretches(n, chosen.tokens, batch * heads * tiles, device)
 

@@ -109,7 +109,7 @@ def token_gradient(
     d_v = of_values.shape[3]
     device = launching.device_of(tokens.device)
     chosen = choose("token_gradient", d, d_v, m, tokens.dtype, device)
-    blocks = triton.cdiv(m, chosen.landmarks)
+    blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
     grad_values = None
     if values is not None:

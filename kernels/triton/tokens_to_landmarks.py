@@ -27,6 +27,7 @@ def tokens_to_landmarks(
     rate: float,
     center: Tensor | None = None,
     padding: Tensor | None = None,
+    landmark_padding: Tensor | None = None,
     row_shift: Tensor | None = None,
     with_ones: bool = False,
 ) -> Tensor:
@@ -39,6 +40,7 @@ def tokens_to_landmarks(
         rate: s log₂(e) / 2.
         center: (batch, heads, d), taken off tokens and landmarks.
         padding: (batch, n), True where a token is not to be read.
+        landmark_padding: (batch, m), True where a landmark hears nothing and is not to be read.
         row_shift: (batch, heads, n), float32.
         with_ones: whether u is asked for.
 
@@ -51,7 +53,7 @@ def tokens_to_landmarks(
     m, d_v = landmarks.shape[2], values.shape[3]
     device = launching.device_of(tokens.device)
     chosen = choose("tokens_to_landmarks", d, d_v, m, tokens.dtype, device)
-    blocks = triton.cdiv(m, chosen.landmarks)
+    blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     number, length = stretches(n, chosen.tokens, batch * heads * blocks, device)
     columns = d_v + with_ones
     partial = torch.empty(
@@ -65,6 +67,7 @@ def tokens_to_landmarks(
         values,
         center,
         padding,
+        landmark_padding,
         row_shift,
         partial,
         *strides_of(tokens),
@@ -84,6 +87,7 @@ def tokens_to_landmarks(
         BLOCK_V=block_of(d_v),
         CENTERED=center is not None,
         PADDED=padding is not None,
+        LANDMARKS_PADDED=landmark_padding is not None,
         SHIFTED=row_shift is not None,
         ONES=with_ones,
         PRECISION=device.precision,
@@ -100,6 +104,7 @@ def _tokens_to_landmarks(
     v_ptr,
     center_ptr,
     padding_ptr,
+    l_padding_ptr,
     shift_ptr,
     partial_ptr,
     x_batch,
@@ -125,6 +130,7 @@ def _tokens_to_landmarks(
     BLOCK_V: tl.constexpr,
     CENTERED: tl.constexpr,
     PADDED: tl.constexpr,
+    LANDMARKS_PADDED: tl.constexpr,
     SHIFTED: tl.constexpr,
     ONES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -140,6 +146,8 @@ def _tokens_to_landmarks(
         center_ptr += pair * D
     if PADDED:
         padding_ptr += batch * n
+    if LANDMARKS_PADDED:
+        l_padding_ptr += batch * m
     if SHIFTED:
         shift_ptr += pair * n
     partial_ptr += unit * m * (D_V + ONES)
@@ -148,7 +156,8 @@ def _tokens_to_landmarks(
 
     block = tl.program_id(1).to(tl.int64) * BLOCK_M
     landmark = tl.arange(0, BLOCK_M)
-    real = landmark < m - block
+    inside = landmark < m - block
+    real = without_padding(l_padding_ptr, block, landmark, inside, LANDMARKS_PADDED)
     # [BLOCK_M, BLOCK_D], [BLOCK_M]
     l, l_square = load_points(
         l_ptr + block * l_row, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED
@@ -168,13 +177,16 @@ def _tokens_to_landmarks(
         # [BLOCK_M, BLOCK_N]
         e = exponent(l, l_square, tl.trans(x), x_square, rate, PRECISION)
         if SHIFTED:
-            e -= tl.load(shift_ptr + first + token, mask=valid, other=0.0)[None, :]
+            shift = tl.load(shift_ptr + first + token, mask=valid, other=0.0)
+            e = tl.where(real[:, None], e - shift[None, :], float("-inf"))
         p = tl.exp2(e)
         p_first, p_second, _ = split(p, DTYPE, True)
         sums += dot(p_first, p_second, v, v, PIECES, 1, PRECISION)
         if ONES:
             ones += tl.sum(tl.where(valid[None, :], p, 0.0), 1)
     partial_ptr += block * (D_V + ONES)
-    store_rows(partial_ptr, landmark, D_V + ONES, sums, real, D_V, BLOCK_V)
+    sums = tl.where(real[:, None], sums, 0.0)
+    store_rows(partial_ptr, landmark, D_V + ONES, sums, inside, D_V, BLOCK_V)
     if ONES:
-        tl.store(partial_ptr + landmark * (D_V + 1) + D_V, ones, mask=real)
+        ones = tl.where(real, ones, 0.0)
+        tl.store(partial_ptr + landmark * (D_V + 1) + D_V, ones, mask=inside)
