@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import (
     add_dot,
     dot,
@@ -21,7 +21,6 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.configurations import choose
 from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
 
 
@@ -89,7 +88,8 @@ def landmarks_to_tokens(
     batch, heads, n, d = tokens.shape
     m, d_v = landmarks.shape[2], weights.shape[3] - (floor is not None)
     device = launching.device_of(tokens.device)
-    chosen = choose("landmarks_to_tokens", d, d_v, m, tokens.dtype, device)
+    variant = "landmarks_to_tokens" if diagonal is None else "landmarks_to_tokens_diagonal"
+    chosen = configurations.choose(variant, d, d_v, m, tokens.dtype, device)
     number, length = stretches(n, chosen.tokens, batch * heads, device)
     output = torch.empty(batch, heads, n, d_v, device=tokens.device, dtype=dtype)
     per_token = [

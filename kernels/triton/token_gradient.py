@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import (
     add_dot,
     dot,
@@ -21,7 +21,6 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.configurations import choose
 from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
 
 
@@ -108,7 +107,9 @@ def token_gradient(
     assert of_values is not None, "neither queries nor keys"
     d_v = of_values.shape[3]
     device = launching.device_of(tokens.device)
-    chosen = choose("token_gradient", d, d_v, m, tokens.dtype, device)
+    diagonal = queries is not None and queries.diagonal is not None
+    variant = "token_gradient_diagonal" if diagonal else "token_gradient"
+    chosen = configurations.choose(variant, d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
     grad_values = None
@@ -166,7 +167,7 @@ def token_gradient(
             QUERIES=queries is not None,
             KEYS=keys is not None,
             QUOTIENT=queries is not None and queries.denominator is not None,
-            DIAGONAL=queries is not None and queries.diagonal is not None,
+            DIAGONAL=diagonal,
             NORMALIZED=queries is not None and queries.row_shift is not None,
             ONES=grad_sums is not None and grad_sums.shape[3] > d_v,
             PRECISION=device.precision,
