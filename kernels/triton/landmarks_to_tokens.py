@@ -22,7 +22,7 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
 from softattn.kernels.pieces import Pieces, in_pieces
 
 
@@ -111,8 +111,8 @@ def landmarks_to_tokens(
         values,
         *(middle or (None,) * len(Pieces._fields)),
         center,
-        padding,
-        landmark_padding,
+        padding_of(padding),
+        padding_of(landmark_padding),
         output,
         *per_token,
         *strides_of(tokens),

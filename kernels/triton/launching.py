@@ -78,6 +78,15 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor if adjacent and near else tensor.contiguous()
 
 
+def padding_of(mask: Tensor | None) -> Tensor | None:
+    """A mask as a kernel reads it.
+
+    Triton takes a product whose factors are loaded under a mask of bytes for one of bytes itself,
+    and gives up the layout that the matrix units load at once.
+    """
+    return None if mask is None else mask.to(torch.int32, memory_format=torch.contiguous_format)
+
+
 def strides_of(tensor: Tensor | None) -> tuple[int, int, int]:
     """Strides of batch, heads and tokens; zeros for a tensor that a kernel does without."""
     if tensor is None:
@@ -108,6 +117,7 @@ __all__ = [
     "block_of",
     "device_of",
     "launch",
+    "padding_of",
     "rows_of",
     "stretches",
     "strides_of",

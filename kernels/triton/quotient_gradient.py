@@ -17,7 +17,7 @@ from softattn.kernels.arithmetic import (
     store_rows,
     without_padding,
 )
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
 
 
 class QuotientGradient(NamedTuple):
@@ -96,7 +96,7 @@ def quotient_gradient(
         denominator,
         diagonal,
         center,
-        padding,
+        padding_of(padding),
         weights,
         middle,
         grad_denominator,

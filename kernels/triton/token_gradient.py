@@ -22,7 +22,7 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
 from softattn.kernels.pieces import Pieces, in_pieces
 
 
@@ -143,8 +143,8 @@ def token_gradient(
             *of_middle,
             row_shift,
             center,
-            padding,
-            landmark_padding,
+            padding_of(padding),
+            padding_of(landmark_padding),
             grad_tokens,
             grad_values,
             partial,

@@ -15,7 +15,7 @@ from softattn.kernels.arithmetic import (
     store_rows,
     without_padding,
 )
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
 
 
 def tokens_to_landmarks(
@@ -65,8 +65,8 @@ def tokens_to_landmarks(
         landmarks,
         values,
         center,
-        padding,
-        landmark_padding,
+        padding_of(padding),
+        padding_of(landmark_padding),
         row_shift,
         partial,
         *strides_of(tokens),
