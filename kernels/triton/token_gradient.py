@@ -378,7 +378,7 @@ def _token_gradient(
         if KEYS:
             v = load_rows(v_ptr + first * v_row, token, v_row, valid, D_V, BLOCK_V)
         if QUOTIENT:
-            share = 1 / tl.load(denominator_ptr + at, mask=valid, other=1.0)
+            share = 1 / tl.load(denominator_ptr + at, mask=inside, other=1.0)
         x_columns = tl.trans(x)
         # [BLOCK_D, BLOCK_N], [BLOCK_V, BLOCK_N]
         dx = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
@@ -408,9 +408,11 @@ def _token_gradient(
             # [BLOCK_M, BLOCK_N]
             e = exponent(l, l_square, x_columns, x_square, rate, PRECISION)
             if NORMALIZED:
-                shift = tl.load(shift_ptr + at, mask=valid, other=0.0)
+                shift = tl.load(shift_ptr + at, mask=inside, other=0.0)
                 e = tl.where(real[:, None], e - shift[None, :], float("-inf"))
             p = tl.exp2(e)
+            if PADDED or ONES:
+                p = tl.where(valid[None, :], p, 0.0)
             p_first, p_second, _ = split(p, DTYPE, True)
             if KEYS and WRITE_TOKENS:
                 dv = add_dot(
@@ -422,10 +424,8 @@ def _token_gradient(
                     dv_rows = tl.trans(dv)
                     if DIAGONAL:
                         # The exact diagonal gives a token its own share.
-                        c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
+                        c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
                         dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                    if PADDED:
-                        dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
                     store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
             dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if DIAGONAL:
@@ -439,7 +439,7 @@ def _token_gradient(
                         middle_unit, center_ptr, rows, m, rate,
                         D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
                     )  # fmt: skip
-                dc = tl.load(dc_ptr + at, mask=valid, other=0.0)
+                dc = tl.load(dc_ptr + at, mask=inside, other=0.0)
                 dp = -(dc / share)[None, :] * heard
             if QUERIES:
                 g_columns = tl.trans(g)
@@ -448,7 +448,7 @@ def _token_gradient(
                 )
                 if QUOTIENT:
                     dp = share[None, :] * dp
-                    dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :] * z[:, None]
+                    dp += tl.load(dd_ptr + at, mask=inside, other=0.0)[None, :] * z[:, None]
                 if NORMALIZED:
                     dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
             if KEYS:
@@ -457,7 +457,7 @@ def _token_gradient(
                     dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION
                 )
                 if ONES:
-                    dp += tl.where(valid[None, :], du[:, None], 0.0)
+                    dp += du[:, None]
             slope = -scale * p * dp
             slope_first, slope_second, slope_unit = split(slope, DTYPE, False)
             if WRITE_TOKENS:
@@ -474,10 +474,8 @@ def _token_gradient(
                 dv_rows = tl.trans(dv)
                 if DIAGONAL:
                     # The exact diagonal gives a token its own share.
-                    c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
+                    c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
                     dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                if PADDED:
-                    dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
                 store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
     if WRITE_LANDMARKS:
         dl = slopes[:, None] * l.to(tl.float32) - pushes
