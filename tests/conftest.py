@@ -1,4 +1,3 @@
-import importlib
 import os
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks of cuBLAS
@@ -62,28 +61,15 @@ def tiles(request):
         yield request.param
 
 
-# Each has a module of its name.
-KERNELS = (
-    "gaussian_kernel",
-    "landmarks_to_tokens",
-    "newton",
-    "quotient_gradient",
-    "token_gradient",
-    "tokens_to_landmarks",
-)
-
-
 @pytest.fixture(scope="module", params=["tiles of the table", "small tiles"])
 def kernel_tiles(request):
     """Runs a module's tests with the kernels' own tiles, and with the smallest that there are."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "small tiles":
-            from softattn.kernels.configurations import Configuration
+            from softattn.kernels import configurations
 
-            smallest = Configuration(tokens=16, landmarks=16, warps=4, stages=1)
-            for name in KERNELS:
-                module = importlib.import_module(f"softattn.kernels.{name}")
-                patch.setattr(module, "choose", lambda *_: smallest)
+            smallest = configurations.Configuration(tokens=16, landmarks=16, warps=4, stages=1)
+            patch.setattr(configurations, "choose", lambda *_: smallest)
         yield request.param
 
 

@@ -81,7 +81,7 @@ def split(tile, DTYPE: tl.constexpr, AT_MOST_ONE: tl.constexpr):
     """A tile as unit · (first + second) with pieces of ``DTYPE``; one in that dtype stays as it is.
 
     float16 has few exponents, so there the unit is the largest entry, but for tiles that have none
-    far above 1.
+    far above 1. What does not change in a loop is cut before the launch, by ``in_pieces``.
     """
     unit = 1.0
     if tile.dtype == DTYPE:
@@ -157,29 +157,45 @@ def without_padding(padding_ptr, first, row, real, PADDED: tl.constexpr):  # [ro
 
 
 @triton.jit
-def load_sums(
+def load_pieces(
     pointer,
-    row,
-    stride,
+    rest_pointer,
+    first,
+    rows,
+    stride: tl.constexpr,
     real,
-    D_V: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    ONES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """What landmarks hold for D_V features, split, and the column that follows where ``ONES``."""
-    first, second, unit = split(load_rows(pointer, row, stride, real, D_V, BLOCK_V), DTYPE, False)
-    ones = 0.0
-    if ONES:
-        ones = tl.load(pointer + row * stride + D_V, mask=real, other=0.0)
-    return first, second, unit, ones
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # [rows, BLOCK] twice
+    """Rows from ``first`` on of a factor's pieces; the same rows twice where it has but one."""
+    start = tl.cast(first, tl.int64) * stride
+    piece = load_rows(pointer + start, rows, stride, real, COLUMNS, BLOCK)
+    rest = piece
+    if PIECES == 2:
+        rest = load_rows(rest_pointer + start, rows, stride, real, COLUMNS, BLOCK)
+    return piece, rest
 
 
 @triton.jit
-def load_middle(pointer, rows, columns, m):  # [rows, columns]
-    """A tile of M, (m, m); 0 beyond it."""
+def load_middle(pointer, rest_pointer, rows, columns, m, PIECES: tl.constexpr):  # [rows, columns]
+    """A tile of the pieces of M, (m, m); 0 beyond it."""
     mask = (rows < m)[:, None] & (columns < m)[None, :]
-    return tl.load(pointer + rows[:, None] * m + columns[None, :], mask=mask, other=0.0)
+    at = rows[:, None] * m + columns[None, :]
+    piece = tl.load(pointer + at, mask=mask, other=0.0)
+    rest = piece
+    if PIECES == 2:
+        rest = tl.load(rest_pointer + at, mask=mask, other=0.0)
+    return piece, rest
+
+
+@triton.jit
+def load_unit(pointer, pair, DTYPE: tl.constexpr):
+    """The unit of a factor's pieces, which only float16 needs."""
+    unit = 1.0
+    if DTYPE == tl.float16:
+        unit = tl.load(pointer + pair)
+    return unit
 
 
 @triton.jit
@@ -189,6 +205,8 @@ def through_middle(
     l_ptr,
     l_row: tl.constexpr,
     middle_ptr,
+    middle_rest_ptr,
+    middle_unit,
     center_ptr,
     rows,
     m,
@@ -212,9 +230,7 @@ def through_middle(
         )  # fmt: skip
         p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
         p_first, p_second, _ = split(p, DTYPE, True)
-        middle, middle_rest, middle_unit = split(
-            load_middle(middle_ptr, rows, columns, m), DTYPE, False
-        )
+        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, rows, columns, m, PIECES)
         heard = add_dot(
             heard, middle_unit, middle, middle_rest, p_first, p_second, PIECES, PIECES, PRECISION
         )

@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_rows, store_rows
-from softattn.kernels.configurations import choose
 from softattn.kernels.launching import block_of, rows_of, strides_of
 
 
@@ -26,7 +25,7 @@ def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
     batch, heads, n_q, d = query.shape
     n_k = key.shape[2]
     device = launching.device_of(query.device)
-    chosen = choose("gaussian_kernel", d, d, n_k, query.dtype, device)
+    chosen = configurations.choose("gaussian_kernel", d, d, n_k, query.dtype, device)
     block = torch.empty(batch, heads, n_q, n_k, device=query.device, dtype=torch.float32)
     launching.launch(
         _gaussian_kernel,
@@ -81,7 +80,7 @@ def _gradient_of_one_side(
     batch, heads, n, d = x.shape
     m = y.shape[2]
     device = launching.device_of(x.device)
-    chosen = choose("gaussian_kernel_gradient", d, d, m, x.dtype, device)
+    chosen = configurations.choose("gaussian_kernel_gradient", d, d, m, x.dtype, device)
     dx = torch.empty(batch, heads, n, d, device=x.device, dtype=x.dtype)
     launching.launch(
         _gaussian_kernel_gradient,

@@ -7,22 +7,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import (
     add_dot,
     dot,
     exponent,
     load_middle,
+    load_pieces,
     load_points,
     load_rows,
-    load_sums,
+    load_unit,
     split,
     store_rows,
     through_middle,
     without_padding,
 )
-from softattn.kernels.configurations import choose
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
+from softattn.kernels.pieces import Pieces, in_pieces
 
 
 class Diagonal(NamedTuple):
@@ -85,11 +86,14 @@ def landmarks_to_tokens(
         diagonal: see above.
         normalize: see above.
     """
-    tokens, landmarks, weights = rows_of(tokens), rows_of(landmarks), rows_of(weights)
+    tokens, landmarks = rows_of(tokens), rows_of(landmarks)
     batch, heads, n, d = tokens.shape
     m, d_v = landmarks.shape[2], weights.shape[3] - (floor is not None)
+    of_weights = in_pieces(weights[..., :d_v], tokens.dtype)
+    middle = None if diagonal is None else in_pieces(diagonal.middle.contiguous(), tokens.dtype)
     device = launching.device_of(tokens.device)
-    chosen = choose("landmarks_to_tokens", d, d_v, m, tokens.dtype, device)
+    variant = "landmarks_to_tokens" if diagonal is None else "landmarks_to_tokens_diagonal"
+    chosen = configurations.choose(variant, d, d_v, m, tokens.dtype, device)
     number, length = stretches(n, chosen.tokens, batch * heads, device)
     output = torch.empty(batch, heads, n, d_v, device=tokens.device, dtype=dtype)
     per_token = [
@@ -102,17 +106,18 @@ def landmarks_to_tokens(
         (batch * heads * number,),
         tokens,
         landmarks,
-        weights,
+        *of_weights,
+        None if floor is None else weights[..., d_v].contiguous(),
         values,
-        None if diagonal is None else diagonal.middle.contiguous(),
+        *(middle or (None,) * len(Pieces._fields)),
         center,
-        padding,
-        landmark_padding,
+        padding_of(padding),
+        padding_of(landmark_padding),
         output,
         *per_token,
         *strides_of(tokens),
         *strides_of(landmarks),
-        *strides_of(weights),
+        *strides_of(of_weights.first),
         *strides_of(values),
         n,
         m,
@@ -131,6 +136,7 @@ def landmarks_to_tokens(
         CENTERED=center is not None,
         PADDED=padding is not None,
         LANDMARKS_PADDED=landmark_padding is not None,
+        W_PIECES=1 if of_weights.rest is None else 2,
         QUOTIENT=floor is not None,
         DIAGONAL=diagonal is not None,
         NORMALIZE=normalize,
@@ -146,8 +152,13 @@ def _landmarks_to_tokens(
     x_ptr,
     l_ptr,
     w_ptr,
+    w_rest_ptr,
+    w_unit_ptr,
+    z_ptr,
     v_ptr,
     middle_ptr,
+    middle_rest_ptr,
+    middle_unit_ptr,
     center_ptr,
     padding_ptr,
     l_padding_ptr,
@@ -184,18 +195,25 @@ def _landmarks_to_tokens(
     CENTERED: tl.constexpr,
     PADDED: tl.constexpr,
     LANDMARKS_PADDED: tl.constexpr,
+    W_PIECES: tl.constexpr,
     QUOTIENT: tl.constexpr,
     DIAGONAL: tl.constexpr,
     NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """o_i = Σ_j P_ij w_j over one stretch of tokens, a block of landmarks after the other."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     unit = tl.program_id(0).to(tl.int64)
     pair = unit // stretches
     batch, head = pair // heads, pair % heads
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     w_ptr += batch * w_batch + head * w_head
+    if W_PIECES == 2:
+        w_rest_ptr += batch * w_batch + head * w_head
+    if QUOTIENT:
+        z_ptr += pair * m
     o_ptr += pair * n * D_V
     if CENTERED:
         center_ptr += pair * D
@@ -206,9 +224,13 @@ def _landmarks_to_tokens(
     if DIAGONAL:
         v_ptr += batch * v_batch + head * v_head
         middle_ptr += pair * m * m
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
-    W_PIECES: tl.constexpr = 1 if w_ptr.dtype.element_ty == DTYPE else 2
+        middle_unit = 1.0
+        if PIECES == 2:
+            middle_rest_ptr += pair * m * m
+            middle_unit = load_unit(middle_unit_ptr, pair, DTYPE)
+    w_unit = 1.0
+    if W_PIECES == 2:
+        w_unit = load_unit(w_unit_ptr, pair, DTYPE)
 
     landmark = tl.arange(0, BLOCK_M)
     if ONE_BLOCK:
@@ -216,14 +238,16 @@ def _landmarks_to_tokens(
         # [BLOCK_M, BLOCK_D], [BLOCK_M]
         l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
         l_columns = tl.trans(l)
-        # [BLOCK_M, BLOCK_V], and one more column, [BLOCK_M]
-        w, w_rest, w_unit, z = load_sums(
-            w_ptr, landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE
+        # [BLOCK_M, BLOCK_V], [BLOCK_M]
+        w, w_rest = load_pieces(
+            w_ptr, w_rest_ptr, 0, landmark, w_row, real, D_V, BLOCK_V, W_PIECES
         )
+        if QUOTIENT:
+            z = tl.load(z_ptr + landmark, mask=real, other=0.0)
         if DIAGONAL:
             # [BLOCK_M, BLOCK_M]
-            middle, middle_rest, middle_unit = split(
-                load_middle(middle_ptr, landmark, landmark, m), DTYPE, False
+            middle, middle_rest = load_middle(
+                middle_ptr, middle_rest_ptr, landmark, landmark, m, PIECES
             )
     token = tl.arange(0, BLOCK_N)
     start = unit % stretches * length
@@ -247,10 +271,11 @@ def _landmarks_to_tokens(
                     landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED,
                 )  # fmt: skip
                 l_columns = tl.trans(l)
-                w, w_rest, w_unit, z = load_sums(
-                    w_ptr + tl.cast(block, tl.int64) * w_row,
-                    landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE,
-                )  # fmt: skip
+                w, w_rest = load_pieces(
+                    w_ptr, w_rest_ptr, block, landmark, w_row, real, D_V, BLOCK_V, W_PIECES
+                )
+                if QUOTIENT:
+                    z = tl.load(z_ptr + block + landmark, mask=real, other=0.0)
             # [BLOCK_N, BLOCK_M]
             e = exponent(x, x_square, l_columns, l_square, rate, PRECISION)
             if NORMALIZE:
@@ -277,8 +302,9 @@ def _landmarks_to_tokens(
                 else:
                     heard = tl.trans(
                         through_middle(
-                            tl.trans(x), x_square, l_ptr, l_row, middle_ptr, center_ptr,
-                            block + landmark, m, rate, D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
+                            tl.trans(x), x_square, l_ptr, l_row, middle_ptr, middle_rest_ptr,
+                            middle_unit, center_ptr, block + landmark, m, rate,
+                            D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
                         )
                     )  # fmt: skip
                 form += tl.sum(heard * p, 1)
@@ -300,5 +326,6 @@ def _landmarks_to_tokens(
             shift = tl.where(top == float("-inf"), 0.0, top) + tl.log2(denominator)
             tl.store(shift_ptr + at, shift, mask=inside)
             o *= (1 / denominator)[:, None]
-        o = tl.where(valid[:, None], o, 0.0)
+        if PADDED:
+            o = tl.where(valid[:, None], o, 0.0)
         store_rows(o_ptr + first * D_V, token, D_V, o, inside, D_V, BLOCK_V)

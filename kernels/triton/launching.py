@@ -22,18 +22,22 @@ class Device(NamedTuple):
     multiprocessors: how many.
     shared_memory: bytes that one program may have.
     precision: how its matrix units multiply float32 without losing its digits.
+    generation: the first number of its compute capability, 0 for AMD.
     """
 
     multiprocessors: int
     shared_memory: int
     precision: str
+    generation: int
 
 
 @functools.cache
 def device_of(device: torch.device) -> Device:
     """The device's properties; for the interpreter those of the smallest card that is supported."""
     if device.type != "cuda":
-        return Device(multiprocessors=1, shared_memory=99 * 1024, precision="tf32x3")
+        return Device(
+            multiprocessors=1, shared_memory=99 * 1024, precision="tf32x3", generation=8
+        )
     properties = triton.runtime.driver.active.utils.get_device_properties(
         torch.cuda.current_device() if device.index is None else device.index
     )
@@ -41,6 +45,7 @@ def device_of(device: torch.device) -> Device:
         multiprocessors=properties["multiprocessor_count"],
         shared_memory=properties["max_shared_mem"],
         precision="ieee" if torch.version.hip else "tf32x3",
+        generation=0 if torch.version.hip else torch.cuda.get_device_capability(device)[0],
     )
 
 
@@ -73,6 +78,15 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor if adjacent and near else tensor.contiguous()
 
 
+def padding_of(mask: Tensor | None) -> Tensor | None:
+    """A mask as a kernel reads it.
+
+    Triton takes a product whose factors are loaded under a mask of bytes for one of bytes itself,
+    and gives up the layout that the matrix units load at once.
+    """
+    return None if mask is None else mask.to(torch.int32, memory_format=torch.contiguous_format)
+
+
 def strides_of(tensor: Tensor | None) -> tuple[int, int, int]:
     """Strides of batch, heads and tokens; zeros for a tensor that a kernel does without."""
     if tensor is None:
@@ -103,6 +117,7 @@ __all__ = [
     "block_of",
     "device_of",
     "launch",
+    "padding_of",
     "rows_of",
     "stretches",
     "strides_of",

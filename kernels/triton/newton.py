@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
-from softattn.kernels.configurations import choose
+from softattn.kernels import configurations, launching
 from softattn.kernels.launching import block_of
 
 LARGEST_SIZE = 128
@@ -28,7 +27,7 @@ def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor
     """
     matrices, m, _ = target.shape
     device = launching.device_of(target.device)
-    chosen = choose("newton", m, m, m, target.dtype, device)
+    chosen = configurations.choose("newton", m, m, m, target.dtype, device)
     whole = chosen.tokens >= m
     # Matrices of more than one tile go back and forth between two buffers.
     inverse = torch.empty(

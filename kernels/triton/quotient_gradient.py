@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import (
     dot,
     exponent,
@@ -17,8 +17,7 @@ from softattn.kernels.arithmetic import (
     store_rows,
     without_padding,
 )
-from softattn.kernels.configurations import choose
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
 
 
 class QuotientGradient(NamedTuple):
@@ -73,7 +72,8 @@ def quotient_gradient(
     batch, heads, n, d = tokens.shape
     m, d_v = landmarks.shape[2], grad.shape[3]
     device = launching.device_of(tokens.device)
-    chosen = choose("quotient_gradient", d, d_v, m, tokens.dtype, device)
+    variant = "quotient_gradient" if diagonal is None else "quotient_gradient_diagonal"
+    chosen = configurations.choose(variant, d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     tiles = blocks * blocks if diagonal is not None else blocks
     number, length = stretches(n, chosen.tokens, batch * heads * tiles, device)
@@ -96,7 +96,7 @@ def quotient_gradient(
         denominator,
         diagonal,
         center,
-        padding,
+        padding_of(padding),
         weights,
         middle,
         grad_denominator,

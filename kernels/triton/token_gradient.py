@@ -7,22 +7,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import (
     add_dot,
     dot,
     exponent,
     load_middle,
+    load_pieces,
     load_points,
     load_rows,
-    load_sums,
+    load_unit,
     split,
     store_rows,
     through_middle,
     without_padding,
 )
-from softattn.kernels.configurations import choose
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
+from softattn.kernels.pieces import Pieces, in_pieces
 
 
 class AsQueries(NamedTuple):
@@ -99,16 +100,21 @@ def token_gradient(
     tokens, landmarks = rows_of(tokens), rows_of(landmarks)
     batch, heads, n, d = tokens.shape
     m = landmarks.shape[2]
-    grad, weights, *of_queries = queries or (None,) * 8
+    grad, weights, *per_token, middle, row_shift = queries or (None,) * len(AsQueries._fields)
     values, grad_sums = keys or (None, None)
-    grad, weights, values, grad_sums = (
-        None if t is None else rows_of(t) for t in (grad, weights, values, grad_sums)
-    )
+    grad, values = (None if t is None else rows_of(t) for t in (grad, values))
     of_values = grad if values is None else values
     assert of_values is not None, "neither queries nor keys"
     d_v = of_values.shape[3]
+    of_weights, z = _pieces_and_column(weights, d_v, tokens.dtype)
+    of_sums, grad_ones = _pieces_and_column(grad_sums, d_v, tokens.dtype)
+    of_middle = _NO_PIECES
+    if middle is not None:
+        of_middle = in_pieces(middle.contiguous(), tokens.dtype)
     device = launching.device_of(tokens.device)
-    chosen = choose("token_gradient", d, d_v, m, tokens.dtype, device)
+    diagonal = queries is not None and queries.diagonal is not None
+    variant = "token_gradient_diagonal" if diagonal else "token_gradient"
+    chosen = configurations.choose(variant, d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
     grad_values = None
@@ -128,22 +134,26 @@ def token_gradient(
             tokens,
             landmarks,
             grad,
-            weights,
+            *of_weights,
+            z,
             values,
-            grad_sums,
-            *of_queries,
+            *of_sums,
+            grad_ones,
+            *per_token,
+            *of_middle,
+            row_shift,
             center,
-            padding,
-            landmark_padding,
+            padding_of(padding),
+            padding_of(landmark_padding),
             grad_tokens,
             grad_values,
             partial,
             *strides_of(tokens),
             *strides_of(landmarks),
             *strides_of(grad),
-            *strides_of(weights),
+            *strides_of(of_weights[0]),
             *strides_of(values),
-            *strides_of(grad_sums),
+            *strides_of(of_sums[0]),
             n,
             m,
             heads,
@@ -165,10 +175,11 @@ def token_gradient(
             LANDMARKS_PADDED=landmark_padding is not None,
             QUERIES=queries is not None,
             KEYS=keys is not None,
-            QUOTIENT=queries is not None and queries.denominator is not None,
-            DIAGONAL=queries is not None and queries.diagonal is not None,
+            W_PIECES=1 if of_weights[1] is None else 2,
+            QUOTIENT=z is not None,
+            DIAGONAL=diagonal,
             NORMALIZED=queries is not None and queries.row_shift is not None,
-            ONES=grad_sums is not None and grad_sums.shape[3] > d_v,
+            ONES=grad_ones is not None,
             PRECISION=device.precision,
             warps=chosen.warps,
             stages=chosen.stages,
@@ -184,19 +195,40 @@ def token_gradient(
     return grad_tokens, grad_values, grad_landmarks
 
 
+_NO_PIECES = (None,) * len(Pieces._fields)
+
+
+def _pieces_and_column(
+    matrix: Tensor | None, columns: int, dtype: torch.dtype
+) -> tuple[Pieces | tuple[None, ...], Tensor | None]:
+    """The pieces of the first ``columns`` columns, and the column that follows, or None."""
+    if matrix is None:
+        return _NO_PIECES, None
+    column = matrix[..., columns].contiguous() if matrix.shape[3] > columns else None
+    return in_pieces(matrix[..., :columns], dtype), column
+
+
 @triton.jit
 def _token_gradient(
     x_ptr,
     l_ptr,
     g_ptr,
     w_ptr,
+    w_rest_ptr,
+    w_unit_ptr,
+    z_ptr,
     v_ptr,
     ds_ptr,
+    ds_rest_ptr,
+    ds_unit_ptr,
+    du_ptr,
     denominator_ptr,
     dd_ptr,
     diagonal_ptr,
     dc_ptr,
     middle_ptr,
+    middle_rest_ptr,
+    middle_unit_ptr,
     shift_ptr,
     center_ptr,
     padding_ptr,
@@ -243,6 +275,7 @@ def _token_gradient(
     LANDMARKS_PADDED: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    W_PIECES: tl.constexpr,
     QUOTIENT: tl.constexpr,
     DIAGONAL: tl.constexpr,
     NORMALIZED: tl.constexpr,
@@ -254,6 +287,8 @@ def _token_gradient(
     A program that writes both sides, or the landmarks' alone, holds one block of landmarks; one
     that writes the tokens' alone takes the blocks in turn.
     """
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     unit = tl.program_id(0).to(tl.int64)
     pair = unit // stretches
     batch, head = pair // heads, pair % heads
@@ -269,14 +304,29 @@ def _token_gradient(
     if QUERIES:
         g_ptr += batch * g_batch + head * g_head
         w_ptr += batch * w_batch + head * w_head
+        w_unit = 1.0
+        if W_PIECES == 2:
+            w_rest_ptr += batch * w_batch + head * w_head
+            w_unit = load_unit(w_unit_ptr, pair, DTYPE)
+    if QUOTIENT:
+        z_ptr += pair * m
     if KEYS:
         v_ptr += batch * v_batch + head * v_head
         ds_ptr += batch * ds_batch + head * ds_head
+        ds_unit = 1.0
+        if PIECES == 2:
+            ds_rest_ptr += batch * ds_batch + head * ds_head
+            ds_unit = load_unit(ds_unit_ptr, pair, DTYPE)
+    if ONES:
+        du_ptr += pair * m
+    if KEYS:
         dv_ptr += pair * n * D_V
     if DIAGONAL:
         middle_ptr += pair * m * m
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
+        middle_unit = 1.0
+        if PIECES == 2:
+            middle_rest_ptr += pair * m * m
+            middle_unit = load_unit(middle_unit_ptr, pair, DTYPE)
     HOLDS_ONE: tl.constexpr = WRITE_LANDMARKS
 
     landmark = tl.arange(0, BLOCK_M)
@@ -290,22 +340,24 @@ def _token_gradient(
             landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED,
         )  # fmt: skip
         l_columns = tl.trans(l)
-        # [BLOCK_M, BLOCK_V] and one more column, [BLOCK_M], of each
+        # [BLOCK_M, BLOCK_V], [BLOCK_M]
         if QUERIES:
-            w, w_rest, w_unit, z = load_sums(
-                w_ptr + tl.cast(own, tl.int64) * w_row,
-                landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE,
-            )  # fmt: skip
+            w, w_rest = load_pieces(
+                w_ptr, w_rest_ptr, own, landmark, w_row, real, D_V, BLOCK_V, W_PIECES
+            )
+        if QUOTIENT:
+            z = tl.load(z_ptr + rows, mask=real, other=0.0)
+        if ONES:
+            du = tl.load(du_ptr + rows, mask=real, other=0.0)
         if KEYS:
-            ds, ds_rest, ds_unit, du = load_sums(
-                ds_ptr + tl.cast(own, tl.int64) * ds_row,
-                landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE,
-            )  # fmt: skip
+            ds, ds_rest = load_pieces(
+                ds_ptr, ds_rest_ptr, own, landmark, ds_row, real, D_V, BLOCK_V, PIECES
+            )
             ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
         if DIAGONAL and ONE_BLOCK:
             # [BLOCK_M, BLOCK_M]
-            middle, middle_rest, middle_unit = split(
-                load_middle(middle_ptr, landmark, landmark, m), DTYPE, False
+            middle, middle_rest = load_middle(
+                middle_ptr, middle_rest_ptr, landmark, landmark, m, PIECES
             )
     # Σ_i w_ij x_i and Σ_i w_ij
     pushes = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -326,7 +378,7 @@ def _token_gradient(
         if KEYS:
             v = load_rows(v_ptr + first * v_row, token, v_row, valid, D_V, BLOCK_V)
         if QUOTIENT:
-            share = 1 / tl.load(denominator_ptr + at, mask=valid, other=1.0)
+            share = 1 / tl.load(denominator_ptr + at, mask=inside, other=1.0)
         x_columns = tl.trans(x)
         # [BLOCK_D, BLOCK_N], [BLOCK_V, BLOCK_N]
         dx = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
@@ -341,22 +393,26 @@ def _token_gradient(
                 )  # fmt: skip
                 l_columns = tl.trans(l)
                 if QUERIES:
-                    w, w_rest, w_unit, z = load_sums(
-                        w_ptr + tl.cast(block, tl.int64) * w_row,
-                        landmark, w_row, real, D_V, BLOCK_V, QUOTIENT, DTYPE,
-                    )  # fmt: skip
+                    w, w_rest = load_pieces(
+                        w_ptr, w_rest_ptr, block, landmark, w_row, real, D_V, BLOCK_V, W_PIECES
+                    )
+                if QUOTIENT:
+                    z = tl.load(z_ptr + rows, mask=real, other=0.0)
+                if ONES:
+                    du = tl.load(du_ptr + rows, mask=real, other=0.0)
                 if KEYS:
-                    ds, ds_rest, ds_unit, du = load_sums(
-                        ds_ptr + tl.cast(block, tl.int64) * ds_row,
-                        landmark, ds_row, real, D_V, BLOCK_V, ONES, DTYPE,
-                    )  # fmt: skip
+                    ds, ds_rest = load_pieces(
+                        ds_ptr, ds_rest_ptr, block, landmark, ds_row, real, D_V, BLOCK_V, PIECES
+                    )
                     ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
             # [BLOCK_M, BLOCK_N]
             e = exponent(l, l_square, x_columns, x_square, rate, PRECISION)
             if NORMALIZED:
-                shift = tl.load(shift_ptr + at, mask=valid, other=0.0)
+                shift = tl.load(shift_ptr + at, mask=inside, other=0.0)
                 e = tl.where(real[:, None], e - shift[None, :], float("-inf"))
             p = tl.exp2(e)
+            if PADDED or ONES:
+                p = tl.where(valid[None, :], p, 0.0)
             p_first, p_second, _ = split(p, DTYPE, True)
             if KEYS and WRITE_TOKENS:
                 dv = add_dot(
@@ -368,9 +424,8 @@ def _token_gradient(
                     dv_rows = tl.trans(dv)
                     if DIAGONAL:
                         # The exact diagonal gives a token its own share.
-                        c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
+                        c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
                         dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                    dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
                     store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
             dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if DIAGONAL:
@@ -380,25 +435,25 @@ def _token_gradient(
                     )
                 else:
                     heard = through_middle(
-                        x_columns, x_square, l_ptr, l_row, middle_ptr, center_ptr, rows, m, rate,
+                        x_columns, x_square, l_ptr, l_row, middle_ptr, middle_rest_ptr,
+                        middle_unit, center_ptr, rows, m, rate,
                         D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
                     )  # fmt: skip
-                dc = tl.load(dc_ptr + at, mask=valid, other=0.0)
+                dc = tl.load(dc_ptr + at, mask=inside, other=0.0)
                 dp = -(dc / share)[None, :] * heard
             if QUERIES:
-                W_PIECES: tl.constexpr = 1 if w_ptr.dtype.element_ty == DTYPE else 2
                 g_columns = tl.trans(g)
                 dp = add_dot(dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION)
                 if QUOTIENT:
                     dp = share[None, :] * dp
-                    dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :] * z[:, None]
+                    dp += tl.load(dd_ptr + at, mask=inside, other=0.0)[None, :] * z[:, None]
                 if NORMALIZED:
                     dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
             if KEYS:
                 v_columns = tl.trans(v)
                 dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
                 if ONES:
-                    dp += tl.where(valid[None, :], du[:, None], 0.0)
+                    dp += du[:, None]
             slope = -scale * p * dp
             slope_first, slope_second, slope_unit = split(slope, DTYPE, False)
             if WRITE_TOKENS:
@@ -415,9 +470,8 @@ def _token_gradient(
                 dv_rows = tl.trans(dv)
                 if DIAGONAL:
                     # The exact diagonal gives a token its own share.
-                    c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
+                    c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
                     dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                dv_rows = tl.where(valid[:, None], dv_rows, 0.0)
                 store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
     if WRITE_LANDMARKS:
         dl = slopes[:, None] * l.to(tl.float32) - pushes

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import (
     dot,
     exponent,
@@ -15,8 +15,7 @@ from softattn.kernels.arithmetic import (
     store_rows,
     without_padding,
 )
-from softattn.kernels.configurations import choose
-from softattn.kernels.launching import block_of, rows_of, stretches, strides_of
+from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
 
 
 def tokens_to_landmarks(
@@ -52,7 +51,7 @@ def tokens_to_landmarks(
     batch, heads, n, d = tokens.shape
     m, d_v = landmarks.shape[2], values.shape[3]
     device = launching.device_of(tokens.device)
-    chosen = choose("tokens_to_landmarks", d, d_v, m, tokens.dtype, device)
+    chosen = configurations.choose("tokens_to_landmarks", d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
     number, length = stretches(n, chosen.tokens, batch * heads * blocks, device)
     columns = d_v + with_ones
@@ -66,8 +65,8 @@ def tokens_to_landmarks(
         landmarks,
         values,
         center,
-        padding,
-        landmark_padding,
+        padding_of(padding),
+        padding_of(landmark_padding),
         row_shift,
         partial,
         *strides_of(tokens),

@@ -1,0 +1,246 @@
+"""Calls that make the launchers of ``softattn.kernels`` launch every variant of every kernel.
+
+The tensors are on the device "meta": they have shapes, dtypes and strides, and no memory. What is
+compiled depends on nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_BATCH, _HEADS, _TOKENS = 4, 2, 4096
+_RATE, _SCALE, _FLOOR = 0.1, 0.1, 1e-3
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a launcher.
+
+    variant: a name in ``VARIANTS``.
+    features: D and D_v; for "newton" without a meaning.
+    landmarks: m; in exact attention the number of keys.
+    dtype: of the tokens, a name in ``DTYPES``.
+    padded: whether tokens, and in exact attention keys, may be padding.
+    """
+
+    variant: str
+    features: int
+    landmarks: int
+    dtype: str = "bfloat16"
+    padded: bool = False
+
+    def __str__(self) -> str:
+        padded = "-padded" if self.padded else ""
+        return f"{self.variant}-D{self.features}-m{self.landmarks}-{self.dtype}{padded}"
+
+    def run(self) -> None:
+        """Calls the launcher."""
+        VARIANTS[self.variant](_Inputs(self))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    case: Case
+
+    def rows(self, number: int, columns: int, *, float32: bool = False) -> Tensor:
+        dtype = torch.float32 if float32 else DTYPES[self.case.dtype]
+        return torch.empty(_BATCH, _HEADS, number, columns, dtype=dtype, device="meta")
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        return self.rows(_TOKENS, self.case.features)
+
+    @cached_property
+    def values(self) -> Tensor:
+        return self.rows(_TOKENS, self.case.features)
+
+    @cached_property
+    def landmarks(self) -> Tensor:
+        return self.rows(self.case.landmarks, self.case.features)
+
+    @cached_property
+    def key_values(self) -> Tensor:
+        """V of exact attention, whose keys stand in the landmarks' place."""
+        return self.rows(self.case.landmarks, self.case.features)
+
+    @cached_property
+    def middle(self) -> Tensor:
+        return self.rows(self.case.landmarks, self.case.landmarks, float32=True)
+
+    @cached_property
+    def per_token(self) -> Tensor:
+        return torch.empty(_BATCH, _HEADS, _TOKENS, device="meta")
+
+    def sums(self, *, ones: bool) -> Tensor:
+        return self.rows(self.case.landmarks, self.case.features + ones, float32=True)
+
+    def common(self) -> dict[str, object]:
+        """What all launchers over tokens and landmarks take."""
+        center = torch.empty(_BATCH, _HEADS, self.case.features, device="meta")
+        return {
+            "rate": _RATE,
+            "center": center if self.case.dtype == "float32" else None,
+            "padding": self.padding(_TOKENS),
+        }
+
+    def padding(self, number: int) -> Tensor | None:
+        mask = torch.empty(_BATCH, number, dtype=torch.bool, device="meta")
+        return mask if self.case.padded else None
+
+    def key_padding(self) -> Tensor | None:
+        return self.padding(self.case.landmarks)
+
+
+def _sums(inputs: _Inputs, *, ones: bool = False, weights: bool = False) -> None:
+    from softattn.kernels import tokens_to_landmarks
+
+    tokens_to_landmarks(
+        inputs.landmarks,
+        inputs.tokens,
+        inputs.values,
+        row_shift=inputs.per_token if weights else None,
+        landmark_padding=inputs.key_padding() if weights else None,
+        with_ones=ones,
+        **inputs.common(),  # type: ignore[arg-type]
+    )
+
+
+def _answer(inputs: _Inputs, *, quotient: bool = False, diagonal: bool = False) -> None:
+    from softattn.kernels import Diagonal, landmarks_to_tokens
+
+    landmarks_to_tokens(
+        inputs.tokens,
+        inputs.landmarks,
+        inputs.sums(ones=quotient),
+        dtype=inputs.tokens.dtype,
+        floor=_FLOOR if quotient else None,
+        diagonal=Diagonal(inputs.values, inputs.middle) if diagonal else None,
+        **inputs.common(),  # type: ignore[arg-type]
+    )
+
+
+def _exact_answer(inputs: _Inputs, *, normalize: bool) -> None:
+    from softattn.kernels import landmarks_to_tokens
+
+    landmarks_to_tokens(
+        inputs.tokens,
+        inputs.landmarks,
+        inputs.key_values,
+        dtype=inputs.tokens.dtype,
+        landmark_padding=inputs.key_padding(),
+        normalize=normalize,
+        **inputs.common(),  # type: ignore[arg-type]
+    )
+
+
+def _quotient(inputs: _Inputs, *, diagonal: bool) -> None:
+    from softattn.kernels import quotient_gradient
+
+    quotient_gradient(
+        inputs.tokens,
+        inputs.landmarks,
+        inputs.values,
+        inputs.values,
+        inputs.per_token,
+        floor=_FLOOR,
+        values=inputs.values if diagonal else None,
+        diagonal=inputs.per_token if diagonal else None,
+        **inputs.common(),  # type: ignore[arg-type]
+    )
+
+
+def _gradient(
+    inputs: _Inputs, *, queries: bool, keys: bool, quotient: bool, diagonal: bool = False
+) -> None:
+    from softattn.kernels import AsKeys, AsQueries, token_gradient
+
+    per_token = inputs.per_token
+    sums = inputs.sums(ones=quotient)
+    token_gradient(
+        inputs.tokens,
+        inputs.landmarks,
+        queries=AsQueries(
+            inputs.values,
+            sums,
+            denominator=per_token if quotient else None,
+            grad_denominator=per_token if quotient else None,
+            diagonal=per_token if diagonal else None,
+            grad_diagonal=per_token if diagonal else None,
+            middle=inputs.middle if diagonal else None,
+        )
+        if queries
+        else None,
+        keys=AsKeys(inputs.values, sums) if keys else None,
+        scale=_SCALE,
+        **inputs.common(),  # type: ignore[arg-type]
+    )
+
+
+def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> None:
+    from softattn.kernels import AsQueries, token_gradient
+
+    per_token = inputs.per_token if normalize else None
+    token_gradient(
+        inputs.tokens,
+        inputs.landmarks,
+        queries=AsQueries(
+            inputs.values, inputs.key_values, grad_denominator=per_token, row_shift=per_token
+        ),
+        keys=None,
+        scale=_SCALE,
+        landmark_padding=inputs.key_padding(),
+        **inputs.common(),  # type: ignore[arg-type]
+    )
+
+
+def _block(inputs: _Inputs) -> None:
+    from softattn.kernels import gaussian_kernel
+
+    gaussian_kernel(inputs.landmarks, inputs.landmarks, rate=_RATE)
+
+
+def _block_gradient(inputs: _Inputs) -> None:
+    from softattn.kernels import gaussian_kernel_gradient
+
+    gaussian_kernel_gradient(
+        inputs.landmarks, inputs.landmarks, inputs.middle, inputs.middle, scale=_SCALE
+    )
+
+
+def _newton(inputs: _Inputs) -> None:
+    from softattn.kernels import newton
+
+    matrices = torch.empty(_BATCH, inputs.case.landmarks, inputs.case.landmarks, device="meta")
+    newton(matrices, matrices, lower=0.1, steps=10)
+
+
+# By what they are launched for. "exact" has keys in the landmarks' place.
+VARIANTS: dict[str, Callable[[_Inputs], None]] = {
+    "sums": _sums,
+    "sums with ones": lambda i: _sums(i, ones=True),
+    "sums, exact": lambda i: _sums(i, weights=True),
+    "answer": _answer,
+    "answer, quotient": lambda i: _answer(i, quotient=True),
+    "answer, diagonal": lambda i: _answer(i, quotient=True, diagonal=True),
+    "answer, exact": lambda i: _exact_answer(i, normalize=False),
+    "answer, exact normalized": lambda i: _exact_answer(i, normalize=True),
+    "quotient gradient": lambda i: _quotient(i, diagonal=False),
+    "quotient gradient, diagonal": lambda i: _quotient(i, diagonal=True),
+    "gradient": lambda i: _gradient(i, queries=True, keys=True, quotient=False),
+    "gradient, diagonal": lambda i: _gradient(
+        i, queries=True, keys=True, quotient=True, diagonal=True
+    ),
+    "gradient of queries": lambda i: _gradient(i, queries=True, keys=False, quotient=False),
+    "gradient of queries, quotient": lambda i: _gradient(i, queries=True, keys=False, quotient=True),
+    "gradient of keys": lambda i: _gradient(i, queries=False, keys=True, quotient=False),
+    "gradient of keys, quotient": lambda i: _gradient(i, queries=False, keys=True, quotient=True),
+    "gradient, exact": lambda i: _exact_gradient(i, normalize=False),
+    "gradient, exact normalized": lambda i: _exact_gradient(i, normalize=True),
+    "block": _block,
+    "block gradient": _block_gradient,
+    "newton": _newton,
+}
