@@ -1,9 +1,10 @@
 """How each kernel cuts its work: a table instead of a search at the first call.
 
-An entry is ``(tokens, landmarks, warps, stages)``. It was found by compiling: up to 128 features
-nothing spills to memory on CUDA, whatever the kernel is asked for, and a program takes at most
-99 KiB of shared memory there, as compute capability 8.6 has, and 64 KiB on AMD. Where a kernel has
-two entries, the first is for landmarks that fit into its one block, the second for more.
+An entry is ``(tokens, landmarks, warps, stages)``. It was found by compiling: on CUDA a program
+takes at most 99 KiB of shared memory, as compute capability 8.6 has, and up to 128 features
+nothing spills to memory in half precision, whatever the kernel is asked for; on AMD a program
+takes at most 64 KiB. Where a kernel has two entries, the first is for landmarks that fit into its
+one block, the second for more.
 """
 
 from typing import NamedTuple
@@ -22,19 +23,96 @@ class Configuration(NamedTuple):
     stages: int
 
 
-# kernel: {features up to: entries}
-_Table = dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]]
+Entries = tuple[tuple[int, int, int, int], ...]
+# kernel: {features up to: entries}; of "newton" the features are rows.
+Table = dict[str, dict[int, Entries]]
 
-HALF: _Table = {
+HALF: Table = {
     "tokens_to_landmarks": {
         64: ((64, 64, 4, 3),),
-        128: ((32, 64, 4, 2),),
-        256: ((16, 16, 4, 1),),
+        128: ((32, 64, 4, 3),),
+        256: ((32, 32, 8, 2),),
+    },
+    "landmarks_to_tokens": {
+        64: ((64, 64, 4, 3), (64, 64, 4, 1)),
+        128: ((64, 64, 4, 2), (64, 32, 4, 2)),
+        256: ((32, 32, 8, 2),),
+    },
+    "landmarks_to_tokens_diagonal": {
+        64: ((64, 64, 4, 3), (32, 64, 4, 1)),
+        128: ((32, 64, 4, 2), (16, 32, 8, 1)),
+        256: ((32, 32, 8, 2),),
+    },
+    "quotient_gradient": {
+        64: ((64, 64, 4, 1),),
+        128: ((32, 64, 4, 1),),
+        256: ((32, 32, 8, 1),),
+    },
+    "quotient_gradient_diagonal": {
+        64: ((32, 64, 4, 1), (32, 32, 4, 2)),
+        128: ((32, 32, 4, 2),),
+        256: ((32, 32, 8, 1),),
+    },
+    "token_gradient": {
+        64: ((32, 64, 4, 1), (32, 64, 4, 1)),
+        128: ((32, 32, 4, 1), (16, 32, 4, 1)),
+        256: ((16, 16, 8, 1),),
+    },
+    "token_gradient_diagonal": {
+        64: ((16, 64, 4, 1), (16, 32, 4, 1)),
+        128: ((16, 16, 4, 1), (16, 32, 4, 1)),
+        256: ((16, 16, 8, 1),),
+    },
+    "gaussian_kernel": {256: ((32, 32, 4, 1),)},
+    "gaussian_kernel_gradient": {
+        64: ((32, 32, 4, 1),),
+        128: ((16, 32, 4, 1),),
+        256: ((32, 32, 8, 1),),
     },
 }
-FLOAT32: _Table = {}
-# Warp groups (compute capability 9) multiply larger tiles from fewer registers.
-HALF_ON_WARP_GROUPS: _Table = {}
+# The parts that keep float32's digits take twice the registers and the shared memory.
+FLOAT32: Table = {
+    "tokens_to_landmarks": {
+        64: ((32, 32, 4, 2),),
+        256: ((16, 16, 8, 1),),
+    },
+    "landmarks_to_tokens": {
+        64: ((32, 64, 8, 2), (32, 32, 4, 2)),
+        128: ((16, 32, 8, 1), (16, 32, 4, 1)),
+        256: ((16, 16, 8, 1),),
+    },
+    "landmarks_to_tokens_diagonal": {
+        64: ((32, 32, 4, 2), (16, 32, 8, 1)),
+        128: ((16, 32, 4, 1), (16, 16, 8, 1)),
+        256: ((16, 16, 8, 1),),
+    },
+    "quotient_gradient": {
+        64: ((32, 32, 4, 2),),
+        256: ((16, 16, 8, 1),),
+    },
+    "quotient_gradient_diagonal": {
+        64: ((32, 32, 4, 1), (16, 32, 4, 1)),
+        256: ((16, 16, 8, 1),),
+    },
+    "token_gradient": {
+        64: ((16, 32, 4, 1), (16, 16, 4, 1)),
+        256: ((16, 16, 8, 1),),
+    },
+    "token_gradient_diagonal": {256: ((16, 16, 8, 1),)},
+    "gaussian_kernel": {256: ((32, 32, 4, 1),)},
+    "gaussian_kernel_gradient": HALF["gaussian_kernel_gradient"],
+    "newton": {
+        32: ((32, 32, 4, 1),),
+        128: ((32, 32, 8, 1),),
+    },
+}
+# Compute capability 9, whose groups of four warps take factors from shared memory as it stands.
+HALF_ON_WARP_GROUPS: Table = {
+    "token_gradient": {64: ((32, 64, 4, 3), (32, 64, 4, 1))},
+}
+FLOAT32_ON_WARP_GROUPS: Table = {
+    "newton": {64: ((64, 64, 4, 1),)},
+}
 
 
 def choose(
@@ -50,13 +128,18 @@ def choose(
         dtype: of the tokens.
         device: where it runs.
     """
-    table = FLOAT32 if dtype == torch.float32 else HALF
+    table, on_warp_groups = HALF, HALF_ON_WARP_GROUPS
+    if dtype == torch.float32:
+        table, on_warp_groups = FLOAT32, FLOAT32_ON_WARP_GROUPS
     widths = table[kernel]
-    if dtype != torch.float32 and device.generation == 9:
-        widths = widths | HALF_ON_WARP_GROUPS.get(kernel, {})
+    if device.generation == 9:
+        widths = widths | on_warp_groups.get(kernel, {})
     features = max(d, d_v)
-    entries = widths[min(width for width in widths if features <= width)]
+    first, *more = widths[min(width for width in widths if features <= width)]
+    tokens, landmarks, warps, stages = first
     block = block_of(m)
-    fitting = next((entry for entry in entries if block <= entry[1]), entries[-1])
-    tokens, landmarks, warps, stages = fitting
+    if more and block > landmarks:
+        tokens, landmarks, warps, stages = more[-1]
+        # More than one block, which is what the entry is for.
+        block //= 2
     return Configuration(tokens, min(block, landmarks), warps, stages)

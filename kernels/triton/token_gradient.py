@@ -1,6 +1,6 @@
 """The gradient pass: one recomputation of P gives dX, dV and the partial sums of dL."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -97,6 +97,19 @@ def token_gradient(
         dL takes a sum over stretches of tokens, in their order. Landmarks that do not fit into one
         tile take two launches, one for each side of P.
     """
+    if queries is not None and keys is not None and tokens.dtype == torch.float32:
+        if max(tokens.shape[3], keys.values.shape[3]) > _MOST_FLOAT32_FEATURES_AT_ONCE:
+            return _queries_then_keys(
+                tokens,
+                landmarks,
+                queries,
+                keys,
+                rate=rate,
+                scale=scale,
+                center=center,
+                padding=padding,
+                landmark_padding=landmark_padding,
+            )
     tokens, landmarks = rows_of(tokens), rows_of(landmarks)
     batch, heads, n, d = tokens.shape
     m = landmarks.shape[2]
@@ -193,6 +206,37 @@ def token_gradient(
         grad_landmarks = run(write_tokens=False, write_landmarks=True)
     assert grad_landmarks is not None
     return grad_tokens, grad_values, grad_landmarks
+
+
+# Of more features shared memory does not hold the tiles of queries and keys, which float32's
+# precision doubles.
+_MOST_FLOAT32_FEATURES_AT_ONCE = 128
+
+
+def _queries_then_keys(
+    tokens: Tensor,
+    landmarks: Tensor,
+    queries: AsQueries,
+    keys: AsKeys,
+    *,
+    padding: Tensor | None,
+    **common: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``token_gradient`` as the sum of two."""
+    common["padding"] = padding
+    grad_tokens, _, grad_landmarks = token_gradient(
+        tokens, landmarks, queries=queries, keys=None, **common
+    )
+    of_keys, grad_values, landmarks_of_keys = token_gradient(
+        tokens, landmarks, queries=None, keys=keys, **common
+    )
+    assert grad_values is not None
+    if queries.diagonal is not None and queries.denominator is not None:
+        own_share = (queries.diagonal / queries.denominator)[..., None] * queries.grad
+        if padding is not None:
+            own_share = own_share.masked_fill(padding[:, None, :, None], 0)
+        grad_values += own_share
+    return grad_tokens.add_(of_keys), grad_values, grad_landmarks.add_(landmarks_of_keys)
 
 
 _NO_PIECES = (None,) * len(Pieces._fields)
