@@ -1,8 +1,8 @@
 """What the stages of a SOFT classifier are made of."""
 
-from functools import partial
+from collections.abc import Callable
 
-from timm.layers import ConvNormAct, DropPath, Mlp
+from timm.layers import ConvNormAct, DropPath, GELUTanh, Mlp
 from torch import Tensor, nn
 
 from softattn import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler, SoftmaxFreeAttention
@@ -54,16 +54,37 @@ class SoftmaxFreeBlock(nn.Module):
 
     Args:
         dim: features of a token.
-        attention: of ``dim`` features.
-        drop_path: chance to leave out a residual branch of a sample in training.
+        num_heads: heads of the attention.
+        landmarks: of ``softattn.SoftmaxFreeAttention``, as are the next three.
+        value_conv: see there.
+        normalization: see there.
+        pinv: see there.
+        drop_path: chance that a sample goes without a residual branch in training.
     """
 
-    def __init__(self, dim: int, attention: SoftmaxFreeAttention, drop_path: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        landmarks: LandmarkSampler,
+        value_conv: int,
+        normalization: str,
+        pinv: str | Callable[[Tensor], Tensor] | None,
+        drop_path: float,
+    ) -> None:
         super().__init__()
-        self.attn = attention
+        self.attn = SoftmaxFreeAttention(
+            dim,
+            num_heads,
+            landmarks=landmarks,
+            normalization=normalization,
+            pinv=pinv,
+            value_conv=value_conv,
+        )
         self.drop_path1 = DropPath(drop_path)
         self.norm1 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, MLP_RATIO * dim, act_layer=partial(nn.GELU, approximate="tanh"))
+        self.mlp = Mlp(dim, MLP_RATIO * dim, act_layer=GELUTanh)
         self.drop_path2 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
 

@@ -39,16 +39,14 @@ def load(path: Path, **options: Any) -> SoftmaxFreeTransformer:
     """
     with safe_open(path, "pt") as file:
         name = (file.metadata() or {}).get(_NAME)
-        state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state_dict = {key: file.get_tensor(key) for key in file.keys()}
     if name not in MODELS:
         raise ValueError(
             f"{path} says that it is of the model {name!r}, expected one of {', '.join(MODELS)}; "
             "examples.imagenet.convert writes such files"
         )
     num_classes = len(state_dict.get("head.bias", ()))
-    model = timm.create_model(
-        name, depths=depths(state_dict), num_classes=num_classes, **options
-    )
+    model = timm.create_model(name, depths=depths(state_dict), num_classes=num_classes, **options)
     assert isinstance(model, SoftmaxFreeTransformer)
     model.load_state_dict(state_dict)
     return model

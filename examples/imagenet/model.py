@@ -1,17 +1,16 @@
 """SOFT, a pyramid of softmax-free transformer blocks, with the interface of a timm model."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import count, islice
 
 from einops import rearrange
-from timm.layers import global_pool_nlc, trunc_normal_
+from timm.layers import LayerNorm, global_pool_nlc, trunc_normal_
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from examples.imagenet.blocks import MLP_RATIO, SoftmaxFreeBlock, downsample, sampler, stem
 from examples.imagenet.stages import ClassTokenStage, Stage
-from softattn import SoftmaxFreeAttention
 
 HEAD_DIM = 32
 REDUCTIONS = (4, 8, 16, 32)
@@ -68,44 +67,40 @@ class SoftmaxFreeTransformer(nn.Module):
             for index, (dim, reduction) in enumerate(zip(embed_dims, REDUCTIONS, strict=True))
         ]
 
-        blocks = sum(depths)
-        drop_paths = iter([drop_path_rate * block / max(blocks - 1, 1) for block in range(blocks)])
-
-        def softmax_free_block(stage: int) -> SoftmaxFreeBlock:
-            attention = SoftmaxFreeAttention(
-                embed_dims[stage],
-                embed_dims[stage] // HEAD_DIM,
-                landmarks=sampler(landmarks, HEAD_DIM, LANDMARK_STRIDES[stage]),
-                normalization=normalization,
-                pinv=PUBLISHED_PINV.get(normalization) if pinv is None else pinv,
-                value_conv=VALUE_CONVS[stage],
+        patch_embeds = [stem(in_chans, embed_dims[0]), *map(downsample, embed_dims, embed_dims[1:])]
+        num_heads = [dim // HEAD_DIM for dim in embed_dims]
+        drop_paths = _drop_path_rates(drop_path_rate, depths)
+        stages: list[Stage] = []
+        for stage in range(3):
+            softmax_free_blocks = [
+                SoftmaxFreeBlock(
+                    embed_dims[stage],
+                    num_heads[stage],
+                    landmarks=sampler(landmarks, HEAD_DIM, LANDMARK_STRIDES[stage]),
+                    value_conv=VALUE_CONVS[stage],
+                    normalization=normalization,
+                    pinv=PUBLISHED_PINV.get(normalization) if pinv is None else pinv,
+                    drop_path=drop_path,
+                )
+                for drop_path in drop_paths[stage]
+            ]
+            stages.append(
+                Stage(embed_dims[stage], GRIDS[stage], patch_embeds[stage], softmax_free_blocks)
             )
-            return SoftmaxFreeBlock(embed_dims[stage], attention, next(drop_paths))
-
-        def softmax_block(stage: int) -> Block:
-            return Block(
-                embed_dims[stage],
-                embed_dims[stage] // HEAD_DIM,
+        softmax_blocks = [
+            Block(
+                embed_dims[3],
+                num_heads[3],
                 MLP_RATIO,
                 qkv_bias=True,
-                drop_path=next(drop_paths),
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                drop_path=drop_path,
+                norm_layer=LayerNorm,
             )
-
-        patch_embeds = [stem(in_chans, embed_dims[0]), *map(downsample, embed_dims, embed_dims[1:])]
-        kinds = [(Stage, softmax_free_block)] * 3 + [(ClassTokenStage, softmax_block)]
-        self.stages = nn.Sequential(
-            *(
-                kind(
-                    embed_dims[stage],
-                    GRIDS[stage],
-                    patch_embeds[stage],
-                    [block(stage) for _ in range(depths[stage])],
-                )
-                for stage, (kind, block) in enumerate(kinds)
-            )
-        )
-        self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=1e-6)
+            for drop_path in drop_paths[3]
+        ]
+        stages.append(ClassTokenStage(embed_dims[3], GRIDS[3], patch_embeds[3], softmax_blocks))
+        self.stages = nn.Sequential(*stages)
+        self.norm: nn.Module = LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = self._classifier()
         self.apply(_init_weights)
@@ -115,7 +110,7 @@ class SoftmaxFreeTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images to the class token and the 1/32 map's, (batch, 1 + height · width, num_features)."""
+        """Images to the class token and those of the 1/32 map: (batch, 1 + n, num_features)."""
         x = self.stages(x)
         return self.norm(x)
 
@@ -128,7 +123,7 @@ class SoftmaxFreeTransformer(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -169,7 +164,7 @@ class SoftmaxFreeTransformer(nn.Module):
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] | None = 1,
+        indices: int | list[int] | None = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -196,8 +191,9 @@ class SoftmaxFreeTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether a backward pass computes blocks again instead of keeping what is in them."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""
@@ -210,6 +206,12 @@ class SoftmaxFreeTransformer(nn.Module):
         classifier = nn.Linear(self.num_features, self.num_classes)
         _init_weights(classifier)
         return classifier
+
+
+def _drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Of each block of each stage: 0 at the first, ``last`` at the last, linear in between."""
+    rates = (last * block / max(sum(depths) - 1, 1) for block in count())
+    return [list(islice(rates, depth)) for depth in depths]
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from examples.imagenet.model import GRIDS, SoftmaxFreeTransformer
+from examples.imagenet.model import GRIDS
 
 Shape = tuple[int, ...]
 
@@ -29,9 +29,7 @@ _MODULES = {
 }
 
 
-def from_official(
-    official: Mapping[str, Tensor], model: SoftmaxFreeTransformer
-) -> dict[str, Tensor]:
+def from_official(official: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of ``model`` from one in the authors' names.
 
     Raises:
