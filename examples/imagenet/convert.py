@@ -5,6 +5,7 @@ what the authors' does, their inverse included, until an option says otherwise.
 """
 
 import argparse
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,21 +38,25 @@ def read(path: Path) -> OfficialFile:
     """Reads a checkpoint, running no code that it may hold.
 
     Raises:
-        ValueError: the file holds no state_dict.
+        ValueError: the file holds no state_dict, or more than can be read so.
     """
-    # Beside the weights lies their command line.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        file = torch.load(path, map_location="cpu", weights_only=True)
-    part = next((part for part in PARTS if part in file), None)
-    state_dict = file[part] if part else file
+    try:
+        # Beside the weights lies their command line.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            file = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} cannot be read without running what it holds: {error}") from error
+    entries = file if isinstance(file, dict) else {}
+    part = next((part for part in PARTS if part in entries), None)
+    state_dict = entries[part] if part else entries
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(
             f"{path} holds no state_dict: expected tensors by name, in the file itself or under "
-            f"one of {', '.join(PARTS)}; got the entries {', '.join(map(str, file))}"
+            f"one of {', '.join(PARTS)}; got {', '.join(map(str, entries)) or type(file).__name__}"
         )
     # Data-parallel wrappers put "module." before every name.
     names = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    return OfficialFile(names, part, file.get("arch") if part else None)
+    return OfficialFile(names, part, entries.get("arch") if part else None)
 
 
 def convert(source: Path, target: Path, name: str | None = None) -> str:

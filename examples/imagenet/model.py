@@ -25,7 +25,7 @@ PUBLISHED_PINV = {"none": "soft", "landmark": "soft_norm_official"}
 class SoftmaxFreeTransformer(nn.Module):
     """SOFT (NeurIPS 2021; IJCV 2024): three softmax-free stages, then softmax over a 1/32 map.
 
-    The defaults are the published arithmetic. Images have any height and width from 32 pixels, or
+    The defaults are the published arithmetic. Images have any height and width from 29 pixels, or
     from 1 with the landmarks ``"conv_pad"`` and ``"avg"``.
 
     Args:
