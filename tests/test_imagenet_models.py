@@ -1,5 +1,6 @@
 """The ImageNet classifiers: sizes as published, and the interface of a timm model."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from examples.imagenet.registry import MODELS
 from examples.imagenet.stages import Stage
 from examples.imagenet.table import PUBLISHED_ACCURACY, count_parameters, model_table
 
+README = (Path(__file__).parent.parent / "examples" / "README.md").read_text()
 PUBLISHED_PARAMETERS = {"tiny": 13e6, "small": 24e6, "medium": 45e6, "large": 64e6, "huge": 87e6}
 PUBLISHED_MACS = {"tiny": 1.9e9, "small": 3.3e9, "medium": 7.2e9, "large": 11.0e9, "huge": 16.3e9}
 
@@ -49,10 +51,17 @@ def test_inverses_of_the_published_steps_cost_twice_those_of_minimax():
     assert macs.inverses("minimax") == macs.inverses("soft") / 2
 
 
-def test_table_has_all_ten():
-    table = model_table()
-    assert list(PUBLISHED_ACCURACY) == MODELS == list(table.columns[0].cells)
-    assert list(table.columns[1].cells)[:2] == ["13.1 M", "24.1 M"]
+def test_table_has_all_ten_and_the_readme_repeats_it():
+    rows = list(zip(*(column.cells for column in model_table().columns), strict=True))
+    assert [row[0] for row in rows] == MODELS == list(PUBLISHED_ACCURACY)
+    for plain, normalised in zip(rows[:5], rows[5:], strict=True):
+        line = next(line for line in README.splitlines() if line.startswith(f"| `{plain[0]}`"))
+        assert line.endswith(" | ".join(("", *plain[1:], normalised[-1], "")).rstrip())
+
+
+def test_the_readme_runs():
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(block, {})
 
 
 @pytest.mark.parametrize("name", ["soft_tiny", "soft_norm_tiny"])
@@ -144,12 +153,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 def test_stochastic_depth_grows_linearly_and_rests_in_evaluation():
     model = timm.create_model("soft_tiny", drop_path_rate=0.7)
-    rates = [
-        block.drop_path1.drop_prob
-        for stage in model.stages
-        for block in stage.blocks[:]
-        if hasattr(block.drop_path1, "drop_prob")
-    ]
+    rates = [block.drop_path1.drop_prob for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0.1 * block for block in range(8)])
     images = torch.randn(2, 3, 32, 32)
     assert not torch.equal(model(images), model(images))
