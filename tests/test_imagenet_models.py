@@ -143,10 +143,14 @@ def test_feature_maps_of_the_first_stages_need_no_other():
 def test_gradient_checkpointing_changes_no_gradient():
     model = small_model().eval()
     images = torch.randn(1, 3, 64, 64)
+    runs = []
+    for stage in model.stages:
+        stage.blocks[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     expected = gradients(model, images)
+    assert len(runs) == 4
     model.set_grad_checkpointing()
-    assert sum(stage.grad_checkpointing for stage in model.stages) == 4
     actual = gradients(model, images)
+    assert len(runs) == 4 + 8
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], msg=name)
 
@@ -159,6 +163,17 @@ def test_stochastic_depth_grows_linearly_and_rests_in_evaluation():
     assert not torch.equal(model(images), model(images))
     model.eval()
     assert torch.equal(model(images), model(images))
+
+
+def test_norms_have_the_published_epsilons():
+    epsilons = {
+        name: module.eps
+        for name, module in small_model().named_modules()
+        if isinstance(module, nn.LayerNorm)
+    }
+    softmax = {name for name in epsilons if name == "norm" or name.startswith("stages.3")}
+    assert {epsilons[name] for name in softmax} == {1e-6}
+    assert {epsilons[name] for name in epsilons.keys() - softmax} == {1e-5}
 
 
 def test_positions_and_the_class_token_are_not_decayed():

@@ -150,16 +150,15 @@ class SoftmaxFreeTransformer(nn.Module):
             raise ValueError(f'output_fmt must be "NCHW", got {output_fmt!r}')
         taken, last = feature_take_indices(len(self.stages), indices)
         height = -(-x.shape[-2] // REDUCTIONS[-1])
-        maps = []
-        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+        outputs = []
+        for stage in self.stages[: last + 1] if stop_early else self.stages:
             x = stage(x)
-            map_or_tokens = x
-            if isinstance(stage, ClassTokenStage):
-                x = self.norm(x)
-                tokens = x if norm else map_or_tokens
-                map_or_tokens = rearrange(tokens[:, 1:], "b (h w) c -> b c h w", h=height)
-            if index in taken:
-                maps.append(map_or_tokens)
+            outputs.append(x)
+        if len(outputs) == len(REDUCTIONS):
+            tokens, x = x, self.norm(x)
+            tokens = x if norm else tokens
+            outputs[-1] = rearrange(tokens[:, 1:], "b (h w) c -> b c h w", h=height)
+        maps = [outputs[index] for index in taken]
         return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(
