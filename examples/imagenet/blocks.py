@@ -48,7 +48,7 @@ def sampler(name: str, head_dim: int, stride: int) -> LandmarkSampler:
 
 
 class SoftmaxFreeBlock(nn.Module):
-    """Softmax-free attention and an MLP, each followed by its norm (SOFT, figure 2).
+    """Softmax-free attention and an MLP, each followed by its norm.
 
     The MLP's GELU is the tanh form, as in the authors' code.
 
