@@ -34,6 +34,7 @@ class Case:
     padded: bool = False
 
     def __str__(self) -> str:
+        """What tests and tables call it."""
         padded = "-padded" if self.padded else ""
         return f"{self.variant}-D{self.features}-m{self.landmarks}-{self.dtype}{padded}"
 
