@@ -34,6 +34,7 @@ class Case:
     padded: bool = False
 
     def __str__(self) -> str:
+        """What tests and tables call it."""
         padded = "-padded" if self.padded else ""
         return f"{self.variant}-D{self.features}-m{self.landmarks}-{self.dtype}{padded}"
 
@@ -105,7 +106,7 @@ def _sums(inputs: _Inputs, *, ones: bool = False, weights: bool = False) -> None
         row_shift=inputs.per_token if weights else None,
         landmark_padding=inputs.key_padding() if weights else None,
         with_ones=ones,
-        **inputs.common(),  # type: ignore[arg-type]
+        **inputs.common(),
     )
 
 
@@ -119,7 +120,7 @@ def _answer(inputs: _Inputs, *, quotient: bool = False, diagonal: bool = False) 
         dtype=inputs.tokens.dtype,
         floor=_FLOOR if quotient else None,
         diagonal=Diagonal(inputs.values, inputs.middle) if diagonal else None,
-        **inputs.common(),  # type: ignore[arg-type]
+        **inputs.common(),
     )
 
 
@@ -133,7 +134,7 @@ def _exact_answer(inputs: _Inputs, *, normalize: bool) -> None:
         dtype=inputs.tokens.dtype,
         landmark_padding=inputs.key_padding(),
         normalize=normalize,
-        **inputs.common(),  # type: ignore[arg-type]
+        **inputs.common(),
     )
 
 
@@ -149,7 +150,7 @@ def _quotient(inputs: _Inputs, *, diagonal: bool) -> None:
         floor=_FLOOR,
         values=inputs.values if diagonal else None,
         diagonal=inputs.per_token if diagonal else None,
-        **inputs.common(),  # type: ignore[arg-type]
+        **inputs.common(),
     )
 
 
@@ -176,7 +177,7 @@ def _gradient(
         else None,
         keys=AsKeys(inputs.values, sums) if keys else None,
         scale=_SCALE,
-        **inputs.common(),  # type: ignore[arg-type]
+        **inputs.common(),
     )
 
 
@@ -193,7 +194,7 @@ def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> None:
         keys=None,
         scale=_SCALE,
         landmark_padding=inputs.key_padding(),
-        **inputs.common(),  # type: ignore[arg-type]
+        **inputs.common(),
     )
 
 
@@ -235,7 +236,9 @@ VARIANTS: dict[str, Callable[[_Inputs], None]] = {
         i, queries=True, keys=True, quotient=True, diagonal=True
     ),
     "gradient of queries": lambda i: _gradient(i, queries=True, keys=False, quotient=False),
-    "gradient of queries, quotient": lambda i: _gradient(i, queries=True, keys=False, quotient=True),
+    "gradient of queries, quotient": lambda i: _gradient(
+        i, queries=True, keys=False, quotient=True
+    ),
     "gradient of keys": lambda i: _gradient(i, queries=False, keys=True, quotient=False),
     "gradient of keys, quotient": lambda i: _gradient(i, queries=False, keys=True, quotient=True),
     "gradient, exact": lambda i: _exact_gradient(i, normalize=False),

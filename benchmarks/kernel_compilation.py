@@ -130,7 +130,9 @@ def compile_case(
     case: Case, target: Target, tile: tuple[int, ...] | None = None
 ) -> list[Resources]:
     """What ``submit`` does, in this process, whose kernels must not be interpreted."""
-    return [_resources(launch, _compiled(launch, target)) for launch in launches(case, target, tile)]
+    return [
+        _resources(launch, _compiled(launch, target)) for launch in launches(case, target, tile)
+    ]
 
 
 def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) -> list[Launch]:

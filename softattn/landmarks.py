@@ -303,22 +303,26 @@ def _mean_of_even_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> T
 
 
 def _mean_of_runs(tokens: Tensor, count: int, padding: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for sequences, each cut as if its padding were not there; short ones end in 0."""
-    batch, heads, _, d = tokens.shape
-    rank = (~padding).cumsum(-1) - 1
+    """The same for sequences, each cut as if its padding were not there; short ones end in 0.
+
+    Tokens are gathered, not scattered, which gives the same bits at every run on any device.
+    """
+    n = tokens.shape[2]
+    if n == 0 or count == 0:
+        return tokens.new_zeros(*tokens.shape[:2], count, tokens.shape[3], dtype=dtype)
     tokens_left = (~padding).sum(-1, keepdim=True)
     runs = tokens_left.clamp(max=count)
     length = tokens_left // runs.clamp(min=1)
     longer = tokens_left - length * runs
-    border = longer * (length + 1)
-    run = torch.where(
-        rank < border,
-        rank.clamp(min=0) // (length + 1),
-        longer + (rank - border).clamp(min=0) // length.clamp(min=1),
-    )
-    # Padding goes to a run of its own past the end.
-    run = run.masked_fill(padding, count)[:, None, :, None].expand(-1, heads, -1, d)
-    sums = tokens.new_zeros(batch, heads, count + 1, d, dtype=dtype)
-    sums = sums.scatter_add(2, run, tokens.to(dtype))[:, :, :count]
-    sizes = length + (torch.arange(count, device=padding.device) < longer).long()
-    return sums / sizes.clamp(min=1)[:, None, :, None]
+    run = torch.arange(count, device=padding.device)
+    start = run * length + torch.minimum(run, longer)
+    size = length + (run < longer)
+    size = size.masked_fill(run >= runs, 0)
+    # The members of every run among the tokens that are left, (batch, count, longest run).
+    member = torch.arange(math.ceil(n / count), device=padding.device)
+    is_member = (member < size[..., None])[:, None, :, :, None]
+    place = (start[..., None] + member).clamp(max=n - 1).flatten(1)
+    left_first = padding.long().argsort(stable=True)
+    place = left_first.gather(1, place)[:, None, :, None]
+    members = tokens.take_along_dim(place, 2).unflatten(2, (count, -1)).where(is_member, 0)
+    return members.sum(3, dtype=dtype) / size.clamp(min=1)[:, None, :, None]

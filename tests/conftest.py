@@ -18,6 +18,7 @@ settings.register_profile(
 settings.register_profile(
     "wide", parent=settings.get_profile("ci"), max_examples=1000, derandomize=False
 )
+settings.register_profile("quick", parent=settings.get_profile("ci"), max_examples=12)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -34,6 +35,13 @@ def pytest_configure(config):
     # Triton reads it where a kernel is defined.
     if config.getoption("--device") == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out what only a GPU can run."""
+    if collection_path.name == "test_triton_large.py":
+        return config.getoption("--device") == "cpu" or None
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Benchmarks are no part of the installation; what is installed goes before what lies here.
 sys.path.append(str(ROOT))
 
-from benchmarks import cuda_events, rivals  # noqa: E402
+from benchmarks import cuda_events, expected, rivals  # noqa: E402
 from benchmarks.rivals import OURS, RIVALS, why_missing  # noqa: E402
 from benchmarks.scaling_cells import Budget, Cell, Grid, measure_times  # noqa: E402
 from benchmarks.scaling_summary import Summary  # noqa: E402
@@ -276,3 +276,25 @@ def test_calls_on_cuda_are_timed_between_events_and_with_a_cold_cache(monkeypatc
     )
     assert seconds == pytest.approx(3e-3)
     assert cuda.log == ["wait", *["flush", "event", "call", "event"] * 3, "wait"]
+
+
+def test_expected_work_counts_bytes_products_and_exponentials():
+    d, m = 8, 5
+    forward = expected.Work.of("none", "forward", d, m)
+    # Distances twice, Pᵀ V with two pieces of P, P W with two of each but the smallest product.
+    assert forward.operations == 2 * m * d * (1 + 2 + 1 + 3)
+    assert forward.bytes == 2 * d * 4
+    assert forward.exponentials == 2 * m
+    both = expected.Work.of("token", "forward+backward", d, m)
+    assert both.bytes == 2 * d * (5 + 9)
+    assert both.exponentials == 2 * forward.exponentials
+    # P M, Pᵀ diag(dc) P and P (M + Mᵀ) are products with m × m arrays.
+    assert both.operations == 2 * m * (d * 22 + m * 9)
+
+
+def test_expected_prints_every_normalization(capsys):
+    expected.main(["--total-tokens", "1000"])
+    printed = capsys.readouterr().out
+    assert "derived, not measured" in printed
+    for normalization in ("none", "landmark", "token"):
+        assert printed.count(f"│ {normalization} ") == 2

@@ -1,19 +1,13 @@
-"""The authors' own outputs, regenerated from tests/golden/README.md."""
+"""The authors' own outputs, for weights and inputs that golden_recipe draws."""
 
-import json
 import re
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_recipe import OUTPUTS, SHAPES, draw, weight
 
 import softattn
-
-GOLDEN = Path(__file__).parent / "golden"
-SHAPES = json.loads((GOLDEN / "official_state_dict_shapes.json").read_text())
-OUTPUTS = np.load(GOLDEN / "official.npz")
 
 PARAMETER_NAMES = {
     "W_q": "qk_proj",
@@ -27,23 +21,6 @@ PRESETS = {
     "soft_attention": {"normalization": "none", "pinv": "soft"},
     "soft_norm_attention": {"normalization": "landmark", "pinv": "soft_norm_official"},
 }
-
-
-def draw(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def weight(key: str, shape: list[int]) -> torch.Tensor:
-    x = draw(zlib.crc32(key.encode()), *shape)
-    if len(shape) >= 2:
-        x = x / np.sqrt(np.prod(shape[1:]))
-    else:
-        x = 1 + 0.1 * x if key.endswith("weight") else 0.1 * x
-    if "W_q." in key or "Qnorm_act.0.weight" in key:
-        x = 0.3 * x
-    if key.endswith("attn.conv.weight"):
-        x = 0.1 * x
-    return torch.from_numpy(x.astype(np.float32))
 
 
 def assert_close_to_golden(actual: torch.Tensor, name: str) -> None:

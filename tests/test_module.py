@@ -320,3 +320,23 @@ def test_adversarial_tokens_stay_finite(dtype, normalization, kind):
         torch.testing.assert_close(answer.float(), mean, rtol=0.02, atol=0.02)
     answer.sum().backward()
     assert tokens.grad.isfinite().all()
+
+
+# What Inductor imports is deprecated in places.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")
+@pytest.mark.parametrize("normalization", ["none", "landmark", "token"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_layer_compiles_whole(normalization, padded):
+    layer = SoftmaxFreeAttention(16, 2, normalization=normalization, dtype=torch.float64)
+    x = torch.randn(2, 4, 5, 16, dtype=torch.float64, requires_grad=True)
+    padding = torch.zeros(2, 4, 5, dtype=torch.bool)
+    padding[0, 2:] = True
+    options = {"key_padding_mask": padding} if padded else {}
+    results = []
+    for module in (layer, torch.compile(layer, fullgraph=True)):
+        answer = module(x, **options)
+        gradients = torch.autograd.grad(answer.square().sum(), (x, *layer.parameters()))
+        results.append((answer, *gradients))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)

@@ -281,6 +281,33 @@ def test_wide_heads_and_many_landmarks(device, normalization, d, d_v, m):
         )
 
 
+def test_samples_more_than_2_31_elements_apart(device, tmp_path):
+    apart = 2**31 + 64
+
+    def far_apart(near, name):
+        size = apart + near[0].numel()
+        if device.type == "cpu":
+            path = str(tmp_path / name)  # of which only what is written takes room
+            memory = torch.from_file(path, shared=True, size=size, dtype=near.dtype)
+        else:
+            memory = torch.empty(size, dtype=near.dtype, device=device)
+        return memory.as_strided(near.shape, (apart, *near.stride()[1:])).copy_(near)
+
+    near = [normal(2, 1, 20, 4, seed=seed).to(device, torch.float16) for seed in range(3)]
+    far = [far_apart(t, name) for t, name in zip(near, ("x", "v", "g"), strict=True)]
+
+    def answer_and_gradients(tokens, value, grad):
+        inputs = [tokens.detach().requires_grad_(), value.detach().requires_grad_()]
+        landmarks = near[0][:, :, :5].contiguous()
+        answer = softmax_free_attention(
+            inputs[0], None, inputs[1], landmarks, normalization="token", impl="triton"
+        )
+        return answer, *torch.autograd.grad(answer, inputs, grad)
+
+    for a, b in zip(answer_and_gradients(*far), answer_and_gradients(*near), strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_common_offset_costs_no_digits_in_float32(device, normalization):
     tokens = normal(1, 1, 40, 8, seed=0).to(device, torch.float32) + 1024

@@ -239,9 +239,7 @@ def _landmarks_to_tokens(
         l, l_square = load_points(l_ptr, landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED)
         l_columns = tl.trans(l)
         # [BLOCK_M, BLOCK_V], [BLOCK_M]
-        w, w_rest = load_pieces(
-            w_ptr, w_rest_ptr, 0, landmark, w_row, real, D_V, BLOCK_V, W_PIECES
-        )
+        w, w_rest = load_pieces(w_ptr, w_rest_ptr, 0, landmark, w_row, real, D_V, BLOCK_V, W_PIECES)
         if QUOTIENT:
             z = tl.load(z_ptr + landmark, mask=real, other=0.0)
         if DIAGONAL:

@@ -35,9 +35,7 @@ class Device(NamedTuple):
 def device_of(device: torch.device) -> Device:
     """The device's properties; for the interpreter those of the smallest card that is supported."""
     if device.type != "cuda":
-        return Device(
-            multiprocessors=1, shared_memory=99 * 1024, precision="tf32x3", generation=8
-        )
+        return Device(multiprocessors=1, shared_memory=99 * 1024, precision="tf32x3", generation=8)
     properties = triton.runtime.driver.active.utils.get_device_properties(
         torch.cuda.current_device() if device.index is None else device.index
     )

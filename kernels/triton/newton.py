@@ -39,7 +39,6 @@ def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor
         target.contiguous(),
         start.contiguous(),
         inverse,
-        matrices,
         m,
         steps,
         lower,
@@ -65,7 +64,6 @@ def _newton(
     a_ptr,
     start_ptr,
     inverse_ptr,
-    matrices,
     m,
     steps,
     lower,
@@ -92,7 +90,6 @@ def _newton_in_tiles(
     a_ptr,
     start_ptr,
     inverse_ptr,
-    matrices,
     m,
     steps,
     lower,
@@ -105,6 +102,7 @@ def _newton_in_tiles(
     Rows i of V A V are Σ_k (V_i A_k) V_k, with A_k columns of A and V_k rows of V.
     """
     matrix = tl.program_id(0).to(tl.int64) * m * m
+    buffer = tl.num_programs(0).to(tl.int64) * m * m
     whole = tl.arange(0, BLOCK)
     part = tl.arange(0, TILE)
     mask = (whole < m)[:, None] & (whole < m)[None, :]
@@ -113,8 +111,8 @@ def _newton_in_tiles(
     for step in range(steps):
         keep, subtract, lower = _coefficients(lower)
         unit = tl.where(step == steps - 1, 2 / (1 + lower), 1.0)
-        here = (step % 2) * matrices.to(tl.int64) * m * m + matrix
-        there = ((step + 1) % 2) * matrices.to(tl.int64) * m * m + matrix
+        here = (step % 2) * buffer + matrix
+        there = ((step + 1) % 2) * buffer + matrix
         tl.debug_barrier()
         for i in range(0, m, TILE):
             rows = (i + part)[:, None] * m + whole[None, :]

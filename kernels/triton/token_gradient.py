@@ -488,9 +488,7 @@ def _token_gradient(
                 dp = -(dc / share)[None, :] * heard
             if QUERIES:
                 g_columns = tl.trans(g)
-                dp = add_dot(
-                    dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION
-                )
+                dp = add_dot(dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION)
                 if QUOTIENT:
                     dp = share[None, :] * dp
                     dp += tl.load(dd_ptr + at, mask=inside, other=0.0)[None, :] * z[:, None]
@@ -498,9 +496,7 @@ def _token_gradient(
                     dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
             if KEYS:
                 v_columns = tl.trans(v)
-                dp = add_dot(
-                    dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION
-                )
+                dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
                 if ONES:
                     dp += du[:, None]
             slope = -scale * p * dp

@@ -1,0 +1,3 @@
+"""The published SOFT classifiers for ImageNet; importing this registers them with timm."""
+
+from examples.imagenet import registry as registry

@@ -1,0 +1,125 @@
+"""Exact Gaussian attention, as an operator."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softattn.operators.registration import (
+    center_of,
+    contiguous_like,
+    or_empty,
+    rate_of,
+    refuse_second_derivative,
+)
+
+
+@torch.library.custom_op("softattn::gaussian_attention", mutates_args=())
+def gaussian_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    padding: Tensor | None,
+    scale: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """k(Q, K) V, or with ``normalize`` that over the row sums of k(Q, K).
+
+    Returns:
+        (batch, heads, n_q, d_v) in the dtype of V, and log₂ of the row sums, (batch, heads, n_q),
+        or nothing.
+    """
+    from softattn.kernels import landmarks_to_tokens
+
+    keys = query if key is None else key
+    heard = landmarks_to_tokens(
+        query,
+        keys,
+        value,
+        rate=rate_of(scale),
+        center=center_of(keys),
+        dtype=value.dtype,
+        padding=padding if key is None else None,
+        landmark_padding=padding,
+        normalize=normalize,
+    )
+    return heard.output, or_empty(heard.row_shift, query)
+
+
+@gaussian_attention.register_fake
+def _(query, key, value, padding, scale, normalize):  # type: ignore[no-untyped-def]
+    batch, heads, n_q, _ = query.shape
+    return (
+        value.new_empty((batch, heads, n_q, value.shape[3])),
+        query.new_empty((batch, heads, n_q) if normalize else (0,), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("softattn::gaussian_attention_gradient", mutates_args=())
+def gaussian_attention_gradient(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    padding: Tensor | None,
+    output: Tensor,
+    row_shift: Tensor,
+    scale: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dQ, dK and dV of ``gaussian_attention``; dK is empty in self-attention, dQ both."""
+    from softattn.kernels import AsQueries, token_gradient, tokens_to_landmarks
+
+    keys = query if key is None else key
+    query_padding = padding if key is None else None
+    common: dict[str, Any] = {
+        "rate": rate_of(scale),
+        "center": center_of(keys),
+        "padding": query_padding,
+    }
+    queries = AsQueries(grad, value)
+    shift = None
+    if normalize:
+        # The share of the row sums, −G_i · O_i.
+        grad_sums = -(grad.float() * output.float()).sum(-1)
+        queries = AsQueries(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
+        shift = row_shift
+    grad_query, _, grad_key = token_gradient(
+        query, keys, queries=queries, keys=None, scale=scale, landmark_padding=padding, **common
+    )
+    grad_value = tokens_to_landmarks(
+        keys, query, grad, row_shift=shift, landmark_padding=padding, **common
+    )
+    grad_value = grad_value.to(value.dtype)
+    if key is None:
+        return (grad_key.add_(grad_query)).to(query.dtype), query.new_empty(0), grad_value
+    return grad_query, grad_key.to(key.dtype), grad_value
+
+
+@gaussian_attention_gradient.register_fake
+def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
+    return (
+        contiguous_like(query),
+        query.new_empty(0) if key is None else contiguous_like(key),
+        contiguous_like(value),
+    )
+
+
+def _save_gaussian_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale, ctx.normalize = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gaussian_attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    grad_query, grad_key, grad_value = gaussian_attention_gradient(
+        grad, *ctx.saved_tensors, ctx.scale, ctx.normalize
+    )
+    is_self = ctx.saved_tensors[1] is None
+    return grad_query, None if is_self else grad_key, grad_value, None, None, None
+
+
+gaussian_attention.register_autograd(
+    _gaussian_attention_backward, setup_context=_save_gaussian_attention
+)
+
+gaussian_attention_gradient.register_autograd(refuse_second_derivative)

@@ -1,0 +1,203 @@
+"""Attention through landmarks, as an operator."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softattn.middle import TOKEN_DENOMINATOR_FLOOR
+from softattn.operators.registration import (
+    center_of,
+    contiguous_like,
+    or_empty,
+    rate_of,
+    refuse_second_derivative,
+)
+from softattn.precision import without_autocast
+
+
+@torch.library.custom_op("softattn::landmark_attention", mutates_args=())
+def landmark_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    padding: Tensor | None,
+    scale: float,
+    quotient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1, the exact diagonal put back.
+
+    Args:
+        query: Q, (batch, heads, n_q, d).
+        key: K, (batch, heads, n_k, d); None in self-attention.
+        value: V, (batch, heads, n_k, d_v).
+        landmarks: L, (batch, heads, m, d).
+        middle: M, (batch, heads, m, m), float32.
+        padding: (batch, n_k), True where a key is padding; in self-attention it answers 0.
+        scale: s.
+        quotient: whether it is the operator of ``normalization="token"``.
+
+    Returns:
+        O (batch, heads, n_q, d_v) in the dtype of V, and for the gradient P_kᵀ [V 1], the
+        denominator and the diagonal, empty where there is none.
+    """
+    from softattn.kernels import Diagonal, landmarks_to_tokens, tokens_to_landmarks
+
+    common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
+    with without_autocast(query.device):
+        keys = query if key is None else key
+        sums = tokens_to_landmarks(
+            landmarks, keys, value, padding=padding, with_ones=quotient, **common
+        )
+        heard = landmarks_to_tokens(
+            query,
+            landmarks,
+            middle @ sums,
+            dtype=value.dtype,
+            padding=padding if key is None else None,
+            floor=TOKEN_DENOMINATOR_FLOOR if quotient else None,
+            diagonal=Diagonal(value, middle) if quotient and key is None else None,
+            **common,
+        )
+    return heard.output, sums, or_empty(heard.denominator, query), or_empty(heard.diagonal, query)
+
+
+@landmark_attention.register_fake
+def _(query, key, value, landmarks, middle, padding, scale, quotient):  # type: ignore[no-untyped-def]
+    batch, heads, n_q, _ = query.shape
+    m, d_v = landmarks.shape[2], value.shape[3]
+    wide = torch.float32
+    per_token = query.new_empty((batch, heads, n_q), dtype=wide)
+    none = query.new_empty((0,), dtype=wide)
+    return (
+        value.new_empty((batch, heads, n_q, d_v)),
+        query.new_empty((batch, heads, m, d_v + 1 if quotient else d_v), dtype=wide),
+        per_token if quotient else none,
+        torch.empty_like(per_token) if quotient and key is None else torch.empty_like(none),
+    )
+
+
+@torch.library.custom_op("softattn::landmark_attention_gradient", mutates_args=())
+def landmark_attention_gradient(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    padding: Tensor | None,
+    output: Tensor,
+    sums: Tensor,
+    denominator: Tensor,
+    diagonal: Tensor,
+    scale: float,
+    quotient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dQ, dK, dV, dL and dM of ``landmark_attention``; dK is empty in self-attention."""
+    from softattn.kernels import (
+        AsKeys,
+        AsQueries,
+        quotient_gradient,
+        token_gradient,
+        tokens_to_landmarks,
+    )
+
+    common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
+    is_self = key is None
+    query_padding = padding if is_self else None
+    with without_autocast(query.device):
+        # dW = P_qᵀ G, through the quotient where there is one.
+        weights = middle @ sums
+        queries = AsQueries(grad, weights)
+        grad_middle: Tensor | None = None
+        if quotient:
+            through = quotient_gradient(
+                query,
+                landmarks,
+                grad,
+                output,
+                denominator,
+                floor=TOKEN_DENOMINATOR_FLOOR,
+                padding=query_padding,
+                values=value if is_self else None,
+                diagonal=diagonal if is_self else None,
+                **common,
+            )
+            grad_weights, grad_middle = through.weights, through.middle
+            queries = AsQueries(
+                grad,
+                weights,
+                denominator,
+                through.denominator,
+                diagonal if is_self else None,
+                through.diagonal,
+                middle + middle.mT if is_self else None,
+            )
+        else:
+            grad_weights = tokens_to_landmarks(
+                landmarks, query, grad, padding=query_padding, **common
+            )
+        # dS = Mᵀ dW and dM = dW Sᵀ.
+        grad_sums = middle.mT @ grad_weights
+        from_weights = grad_weights @ sums.mT
+        grad_middle = from_weights if grad_middle is None else grad_middle.add_(from_weights)
+        # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
+        keys = AsKeys(value, grad_sums)
+        common["scale"] = scale
+        if key is None:
+            grad_query, grad_value, grad_landmarks = token_gradient(
+                query, landmarks, queries=queries, keys=keys, padding=padding, **common
+            )
+            grad_key = query.new_empty(0)
+        else:
+            grad_query, _, of_queries = token_gradient(
+                query, landmarks, queries=queries, keys=None, **common
+            )
+            grad_key, grad_value, of_keys = token_gradient(
+                key, landmarks, queries=None, keys=keys, padding=padding, **common
+            )
+            grad_landmarks = of_queries.add_(of_keys)
+    assert grad_value is not None
+    return grad_query, grad_key, grad_value, grad_landmarks.to(landmarks.dtype), grad_middle
+
+
+@landmark_attention_gradient.register_fake
+def _(grad, query, key, value, landmarks, middle, *rest):  # type: ignore[no-untyped-def]
+    return (
+        contiguous_like(query),
+        query.new_empty(0) if key is None else contiguous_like(key),
+        contiguous_like(value),
+        contiguous_like(landmarks),
+        contiguous_like(middle),
+    )
+
+
+def _save_landmark_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale, ctx.quotient = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _landmark_attention_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    grad_query, grad_key, grad_value, grad_landmarks, grad_middle = landmark_attention_gradient(
+        grad, *ctx.saved_tensors, ctx.scale, ctx.quotient
+    )
+    is_self = ctx.saved_tensors[1] is None
+    return (
+        grad_query,
+        None if is_self else grad_key,
+        grad_value,
+        grad_landmarks,
+        grad_middle,
+        None,
+        None,
+        None,
+    )
+
+
+landmark_attention.register_autograd(
+    _landmark_attention_backward, setup_context=_save_landmark_attention
+)
+
+landmark_attention_gradient.register_autograd(refuse_second_derivative)

@@ -1,0 +1,71 @@
+"""Newton's iteration, as an operator."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softattn.operators.registration import contiguous_like, refuse_second_derivative
+from softattn.precision import without_autocast
+
+
+@torch.library.custom_op("softattn::newton", mutates_args=())
+def newton(target: Tensor, start: Tensor, lower: float, steps: int) -> Tensor:
+    """``steps`` of Newton's iteration V ← (2 c V − V A V) / c², one launch for all.
+
+    Args:
+        target: A, (matrices, m, m), float32.
+        start: the first V, likewise.
+        lower: l, with c = (1 + l) / 2 and l ← l (2 c − l) / c²; 1 is the plain iteration.
+        steps: how many, at least 1.
+    """
+    from softattn import kernels
+
+    return kernels.newton(target, start, lower=lower, steps=steps)
+
+
+@newton.register_fake
+def _(target, start, lower, steps):  # type: ignore[no-untyped-def]
+    return contiguous_like(target)
+
+
+@torch.library.custom_op("softattn::newton_gradient", mutates_args=())
+def newton_gradient(
+    grad: Tensor, target: Tensor, start: Tensor, lower: float, steps: int
+) -> tuple[Tensor, Tensor]:
+    """dA and dV₀ of ``newton``, through its steps, which are taken again by matrix products."""
+    with without_autocast(target.device):
+        inverses, coefficients = [start], []
+        for _ in range(steps):
+            middle = (1 + lower) / 2
+            keep, subtract = 2 / middle, 1 / middle**2
+            lower = min(lower * (2 * middle - lower) * subtract, 1.0)
+            v = inverses[-1]
+            inverses.append(torch.baddbmm(v, v @ target, v, beta=keep, alpha=-subtract))
+            coefficients.append((keep, subtract))
+        grad = grad * (2 / (1 + lower))
+        grad_target = torch.zeros_like(target)
+        for v, (keep, subtract) in zip(inverses[-2::-1], coefficients[::-1], strict=True):
+            left = v.mT @ grad
+            grad_target -= subtract * (left @ v.mT)
+            grad = keep * grad - subtract * (grad @ v.mT @ target.mT + target.mT @ left)
+    return grad_target, grad
+
+
+@newton_gradient.register_fake
+def _(grad, target, start, lower, steps):  # type: ignore[no-untyped-def]
+    return torch.empty_like(target), torch.empty_like(start)
+
+
+def _save_newton(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    target, start, ctx.lower, ctx.steps = inputs
+    ctx.save_for_backward(target, start)
+
+
+def _newton_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *newton_gradient(grad, *ctx.saved_tensors, ctx.lower, ctx.steps), None, None
+
+
+newton.register_autograd(_newton_backward, setup_context=_save_newton)
+
+newton_gradient.register_autograd(refuse_second_derivative)
