@@ -95,21 +95,9 @@ def token_gradient(
     Returns:
         dX (batch, heads, n, d) in the dtype of the tokens, dV likewise or None, and dL in float32.
         dL takes a sum over stretches of tokens, in their order. Landmarks that do not fit into one
-        tile take two launches, one for each side of P.
+        tile take two launches, one for each side of P; float32 of many features does so too, and
+        takes queries and keys apart.
     """
-    if queries is not None and keys is not None and tokens.dtype == torch.float32:
-        if max(tokens.shape[3], keys.values.shape[3]) > _MOST_FLOAT32_FEATURES_AT_ONCE:
-            return _queries_then_keys(
-                tokens,
-                landmarks,
-                queries,
-                keys,
-                rate=rate,
-                scale=scale,
-                center=center,
-                padding=padding,
-                landmark_padding=landmark_padding,
-            )
     tokens, landmarks = rows_of(tokens), rows_of(landmarks)
     batch, heads, n, d = tokens.shape
     m = landmarks.shape[2]
@@ -119,6 +107,19 @@ def token_gradient(
     of_values = grad if values is None else values
     assert of_values is not None, "neither queries nor keys"
     d_v = of_values.shape[3]
+    wide = tokens.dtype == torch.float32 and max(d, d_v) > _MOST_FLOAT32_FEATURES_AT_ONCE
+    if wide and queries is not None and keys is not None:
+        return _queries_then_keys(
+            tokens,
+            landmarks,
+            queries,
+            keys,
+            rate=rate,
+            scale=scale,
+            center=center,
+            padding=padding,
+            landmark_padding=landmark_padding,
+        )
     of_weights, z = _pieces_and_column(weights, d_v, tokens.dtype)
     of_sums, grad_ones = _pieces_and_column(grad_sums, d_v, tokens.dtype)
     of_middle = _NO_PIECES
@@ -129,6 +130,7 @@ def token_gradient(
     variant = "token_gradient_diagonal" if diagonal else "token_gradient"
     chosen = configurations.choose(variant, d, d_v, m, tokens.dtype, device)
     blocks = max(triton.cdiv(m, chosen.landmarks), 1)
+    both_sides = blocks == 1 and not wide
     grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
     grad_values = None
     if values is not None:
@@ -176,7 +178,7 @@ def token_gradient(
             scale,
             D=d,
             D_V=d_v,
-            ONE_BLOCK=blocks == 1,
+            ONE_BLOCK=both_sides,
             WRITE_TOKENS=write_tokens,
             WRITE_LANDMARKS=write_landmarks,
             BLOCK_N=chosen.tokens,
@@ -199,7 +201,7 @@ def token_gradient(
         )
         return None if partial is None else partial.sum(2)
 
-    if blocks == 1:
+    if both_sides:
         grad_landmarks = run(write_tokens=True, write_landmarks=True)
     else:
         run(write_tokens=True, write_landmarks=False)
@@ -208,8 +210,7 @@ def token_gradient(
     return grad_tokens, grad_values, grad_landmarks
 
 
-# Of more features shared memory does not hold the tiles of queries and keys, which float32's
-# precision doubles.
+# Of more features shared memory does not hold all tiles, which float32's precision doubles.
 _MOST_FLOAT32_FEATURES_AT_ONCE = 128
 
 
