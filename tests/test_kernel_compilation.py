@@ -6,9 +6,14 @@ and without.
 """
 
 import os
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
+
+# Benchmarks are no part of the installation.
+sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks.kernel_cases import DTYPES, VARIANTS, Case
 from benchmarks.kernel_compilation import TARGETS, compiler_processes, launches, submit
