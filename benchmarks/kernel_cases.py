@@ -1,7 +1,7 @@
 """Calls that make the launchers of ``softattn.kernels`` launch every variant of every kernel.
 
-The tensors are on the device "meta": they have shapes, dtypes and strides, and no memory. What is
-compiled depends on nothing else.
+To be compiled, the tensors are on the device "meta": they have shapes, dtypes and strides, and no
+memory. What is compiled depends on nothing else.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-_BATCH, _HEADS, _TOKENS = 4, 2, 4096
+_BATCH, _HEADS = 4, 2
 _RATE, _SCALE, _FLOOR = 0.1, 0.1, 1e-3
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -25,6 +25,8 @@ class Case:
     landmarks: m; in exact attention the number of keys.
     dtype: of the tokens, a name in ``DTYPES``.
     padded: whether tokens, and in exact attention keys, may be padding.
+    tokens: n, of each head.
+    device: where the tensors are; numbers on a real one are random.
     """
 
     variant: str
@@ -32,15 +34,18 @@ class Case:
     landmarks: int
     dtype: str = "bfloat16"
     padded: bool = False
+    tokens: int = 4096
+    device: str = "meta"
 
     def __str__(self) -> str:
         """What tests and tables call it."""
         padded = "-padded" if self.padded else ""
         return f"{self.variant}-D{self.features}-m{self.landmarks}-{self.dtype}{padded}"
 
-    def run(self) -> None:
-        """Calls the launcher."""
-        VARIANTS[self.variant](_Inputs(self))
+    def call(self) -> Callable[[], None]:
+        """A call of the launcher, always with the same tensors of many tokens."""
+        inputs = _Inputs(self)
+        return lambda: VARIANTS[self.variant](inputs)
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,16 @@ class _Inputs:
 
     def rows(self, number: int, columns: int, *, float32: bool = False) -> Tensor:
         dtype = torch.float32 if float32 else DTYPES[self.case.dtype]
-        return torch.empty(_BATCH, _HEADS, number, columns, dtype=dtype, device="meta")
+        shape = (_BATCH, _HEADS, number, columns)
+        return torch.randn(shape, dtype=dtype, device=self.case.device)
 
     @cached_property
     def tokens(self) -> Tensor:
-        return self.rows(_TOKENS, self.case.features)
+        return self.rows(self.case.tokens, self.case.features)
 
     @cached_property
     def values(self) -> Tensor:
-        return self.rows(_TOKENS, self.case.features)
+        return self.rows(self.case.tokens, self.case.features)
 
     @cached_property
     def landmarks(self) -> Tensor:
@@ -74,22 +80,22 @@ class _Inputs:
 
     @cached_property
     def per_token(self) -> Tensor:
-        return torch.empty(_BATCH, _HEADS, _TOKENS, device="meta")
+        return 1 + torch.rand(_BATCH, _HEADS, self.case.tokens, device=self.case.device)
 
     def sums(self, *, ones: bool) -> Tensor:
         return self.rows(self.case.landmarks, self.case.features + ones, float32=True)
 
     def common(self) -> dict[str, object]:
         """What all launchers over tokens and landmarks take."""
-        center = torch.empty(_BATCH, _HEADS, self.case.features, device="meta")
+        center = torch.zeros(_BATCH, _HEADS, self.case.features, device=self.case.device)
         return {
             "rate": _RATE,
             "center": center if self.case.dtype == "float32" else None,
-            "padding": self.padding(_TOKENS),
+            "padding": self.padding(self.case.tokens),
         }
 
     def padding(self, number: int) -> Tensor | None:
-        mask = torch.empty(_BATCH, number, dtype=torch.bool, device="meta")
+        mask = torch.zeros(_BATCH, number, dtype=torch.bool, device=self.case.device)
         return mask if self.case.padded else None
 
     def key_padding(self) -> Tensor | None:
@@ -215,7 +221,7 @@ def _block_gradient(inputs: _Inputs) -> None:
 def _newton(inputs: _Inputs) -> None:
     from softattn.kernels import newton
 
-    matrices = torch.empty(_BATCH, inputs.case.landmarks, inputs.case.landmarks, device="meta")
+    matrices = inputs.middle.flatten(0, 1)
     newton(matrices, matrices, lower=0.1, steps=10)
 
 

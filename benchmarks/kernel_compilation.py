@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -161,14 +161,19 @@ def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) ->
         (launching, "launch", record),
         (launching, "device_of", lambda _: device),
     ]
-    if tile is not None:
-        from softattn.kernels import configurations
-
-        chosen = configurations.Configuration(*tile)
-        replaced.append((configurations, "choose", lambda *_: chosen))
-    with _replaced(replaced):
-        case.run()
+    with _replaced(replaced), nullcontext() if tile is None else with_tile(tile):
+        case.call()()
     return recorded
+
+
+@contextmanager
+def with_tile(tile: tuple[int, ...]) -> Iterator[None]:
+    """A context in which every kernel takes ``tile``, a ``Configuration``, for the table's."""
+    from softattn.kernels import configurations
+
+    chosen = configurations.Configuration(*tile)
+    with _replaced([(configurations, "choose", lambda *_: chosen)]):
+        yield
 
 
 @contextmanager

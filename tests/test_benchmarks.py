@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Benchmarks are no part of the installation; what is installed goes before what lies here.
 sys.path.append(str(ROOT))
 
-from benchmarks import cuda_events, expected, rivals  # noqa: E402
+from benchmarks import cuda_events, expected, kernel_resources, kernel_search, rivals  # noqa: E402
 from benchmarks.rivals import OURS, RIVALS, why_missing  # noqa: E402
 from benchmarks.scaling_cells import Budget, Cell, Grid, measure_times  # noqa: E402
 from benchmarks.scaling_summary import Summary  # noqa: E402
@@ -298,3 +298,30 @@ def test_expected_prints_every_normalization(capsys):
     assert "derived, not measured" in printed
     for normalization in ("none", "landmark", "token"):
         assert printed.count(f"│ {normalization} ") == 2
+
+
+def test_kernel_search_ranks_tiles_without_a_gpu(capsys):
+    kernel_search.main(
+        "--variant sums --features 16 --landmarks 16 --tokens 16 32 --tile-landmarks 16 --warps 4 "
+        "--stages 1".split()
+    )
+    printed = capsys.readouterr().out
+    assert "sums-D16-m16-bfloat16 on sm_90" in printed
+    assert len([line for line in printed.splitlines() if line.startswith("│")]) == 2
+
+
+def test_kernel_resources_are_written_between_the_marks(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{kernel_resources.BEGIN}\nold\n{kernel_resources.END}\nafter\n")
+    small = tuple(kernel_resources.Case(variant, 16, 16) for variant in ("sums", "block gradient"))
+    monkeypatch.setattr(kernel_resources, "CASES", small)
+    kernel_resources.main(["--page", str(page), "--variants", "sums"])
+    written = page.read_text()
+    assert written.startswith("before\n") and written.endswith("after\n")
+    assert "old" not in written
+    (row,) = [line for line in written.splitlines() if line.startswith("| sums, D = 16")]
+    assert row.count(" KiB / ") == 4
+    assert "block gradient" not in written
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="must hold"):
+        kernel_resources.write(page, [])
