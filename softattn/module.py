@@ -10,6 +10,7 @@ from softattn.attention import softmax_free_attention
 from softattn.implementation import IMPLEMENTATIONS
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
 from softattn.pinv import resolve_pinv
+from softattn.precision import autocasts
 from softattn.tokens import TokenBatch, arrange_tokens
 from softattn.validation import (
     NORMALIZATIONS,
@@ -191,8 +192,8 @@ class SoftmaxFreeAttention(nn.Module):
             raise ValueError(
                 f"{name} is on {x.device} and the layer on {weight.device}; move one of them"
             )
-        autocast = torch.is_autocast_enabled(x.device.type)
-        if x.dtype != weight.dtype and (not autocast or torch.float64 in (x.dtype, weight.dtype)):
+        within_autocast = autocasts(x.device) and torch.float64 not in (x.dtype, weight.dtype)
+        if x.dtype != weight.dtype and not within_autocast:
             raise TypeError(
                 f"{name} is {x.dtype} and the layer {weight.dtype}; convert one of them, or use "
                 "torch.autocast"

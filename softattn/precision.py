@@ -19,7 +19,7 @@ def promoted_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     meets in ``torch.promote_types`` of all.
     """
     dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) < 2 or not torch.is_autocast_enabled(tensors[0].device.type):
+    if len(dtypes) < 2 or not autocasts(tensors[0].device):
         return tensors
     if not all(dtype.is_floating_point for dtype in dtypes):
         return tensors
@@ -27,9 +27,16 @@ def promoted_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(widest) for tensor in tensors)
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for ``device``; some, such as "meta", have none."""
+    return _has_autocast(device) and torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which autocast leaves matrix products on ``device`` as they are."""
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device) else nullcontext()
+
+
+def _has_autocast(device: torch.device) -> bool:
     # Early versions of Dynamo do not know the question, so it is asked for other devices alone.
-    if device.type in ("cpu", "cuda") or torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return device.type in ("cpu", "cuda") or torch.amp.is_autocast_available(device.type)

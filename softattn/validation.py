@@ -9,6 +9,8 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
+from softattn.precision import autocasts
+
 NORMALIZATIONS = ("none", "landmark", "token")
 
 
@@ -78,9 +80,7 @@ def check_alike(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         check_floating(name, tensor)
     dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) > 1 and not any(
-        torch.is_autocast_enabled(tensor.device.type) for tensor in tensors.values()
-    ):
+    if len(dtypes) > 1 and not any(autocasts(tensor.device) for tensor in tensors.values()):
         raise TypeError(
             f"{_listed(list(tensors))} must have one dtype, got "
             + ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())

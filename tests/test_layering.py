@@ -18,7 +18,7 @@ ALLOWED = {
     "centering": set(),
     "middle": set(),
     "precision": set(),
-    "validation": set(),
+    "validation": {"precision"},
     "reference": set(),
     "implementation": {"validation"},
     "padding": {"precision"},
@@ -31,7 +31,15 @@ ALLOWED = {
     "fused": {"middle", "operators", "padding", "precision"},
     "attention": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
     "tokens": {"landmarks", "validation"},
-    "module": {"attention", "implementation", "landmarks", "pinv", "tokens", "validation"},
+    "module": {
+        "attention",
+        "implementation",
+        "landmarks",
+        "pinv",
+        "precision",
+        "tokens",
+        "validation",
+    },
 }
 
 

@@ -322,6 +322,14 @@ def test_adversarial_tokens_stay_finite(dtype, normalization, kind):
     assert tokens.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_shapes_without_numbers(normalization):
+    layer = SoftmaxFreeAttention(16, 2, normalization=normalization, device="meta")
+    answer = layer(torch.empty(2, 4, 5, 16, device="meta"))
+    assert answer.shape == (2, 4, 5, 16)
+    assert answer.device.type == "meta"
+
+
 # What Inductor imports is deprecated in places.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")
