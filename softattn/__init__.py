@@ -2,6 +2,7 @@
 
 from softattn import reference
 from softattn.attention import gaussian_attention, softmax_free_attention
+from softattn.factors import AttentionFactors, attention_factors
 from softattn.gaussian import gaussian_kernel
 from softattn.implementation import Implementation, explain_impl
 from softattn.landmarks import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler
@@ -11,6 +12,7 @@ from softattn.pinv import NewtonPinv, PinvInfo, newton_pinv, newton_pinv_ex
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionFactors",
     "AvgPoolLandmarks",
     "ConvLandmarks",
     "Implementation",
@@ -18,6 +20,7 @@ __all__ = [
     "NewtonPinv",
     "PinvInfo",
     "SoftmaxFreeAttention",
+    "attention_factors",
     "explain_impl",
     "gaussian_attention",
     "gaussian_kernel",

@@ -30,6 +30,7 @@ ALLOWED = {
     "eager": {"gaussian", "middle", "padding", "precision", "streaming"},
     "fused": {"middle", "operators", "padding", "precision"},
     "attention": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
+    "factors": {"gaussian", "middle", "padding", "pinv", "precision", "validation"},
     "tokens": {"landmarks", "validation"},
     "module": {
         "attention",

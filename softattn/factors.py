@@ -1,0 +1,124 @@
+"""The attention matrix in its factors: any part of it without n × n."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softattn.gaussian import gram_block
+from softattn.middle import TOKEN_DENOMINATOR_FLOOR, middle_factor
+from softattn.padding import blank_padding, gather_padding
+from softattn.pinv import resolve_pinv
+from softattn.precision import compute_dtype, without_autocast
+from softattn.validation import (
+    NORMALIZATIONS,
+    check_choice,
+    check_mask,
+    check_scale,
+    check_tokens,
+)
+
+
+@dataclass(frozen=True)
+class AttentionFactors:
+    """The n_q × n_k attention matrix (P_q M P_kᵀ + diag(c)) / D of one call, in its factors.
+
+    query_side: P_q, (batch, heads, n_q, m).
+    middle: M, (batch, heads, m, m): A⁺, or D^−½ A⁺ D^−½ for ``"landmark"``.
+    key_side: P_k, (batch, heads, n_k, m).
+    diagonal: c of ``"token"`` in self-attention, (batch, heads, n), else None.
+    denominator: D of ``"token"``, (batch, heads, n_q), else None.
+
+    All are float32, or float64 for float64 tokens. Rows and columns of padding are 0.
+    """
+
+    query_side: Tensor
+    middle: Tensor
+    key_side: Tensor
+    diagonal: Tensor | None = None
+    denominator: Tensor | None = None
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """What some queries give to every key, (batch, heads, len(indices), n_k).
+
+        Args:
+            indices: of the queries, negative ones from the end.
+
+        Raises:
+            IndexError: there is no such query.
+        """
+        n_q = self.query_side.shape[2]
+        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.query_side.device)
+        if chosen.numel() and not -n_q <= int(chosen.min()) <= int(chosen.max()) < n_q:
+            raise IndexError(f"indices must be from {-n_q} to {n_q - 1}, got {chosen.tolist()}")
+        chosen = chosen % max(n_q, 1)
+        weights = (self.query_side[:, :, chosen] @ self.middle) @ self.key_side.mT
+        if self.diagonal is not None:
+            place = chosen.expand(*weights.shape[:2], -1)[..., None]
+            weights = weights.scatter_add(-1, place, self.diagonal[:, :, chosen, None])
+        if self.denominator is not None:
+            weights = weights / self.denominator[:, :, chosen, None]
+        return weights
+
+    def column_sums(self) -> Tensor:
+        """What every key receives from all queries together, (batch, heads, n_k), in O(n m)."""
+        share = torch.ones_like(self.query_side[..., 0])
+        if self.denominator is not None:
+            share = share / self.denominator
+        received = (share[..., None, :] @ self.query_side @ self.middle) @ self.key_side.mT
+        sums = received[..., 0, :]
+        return sums if self.diagonal is None else sums + self.diagonal * share
+
+
+def attention_factors(
+    query: Tensor,
+    key: Tensor | None,
+    landmarks: Tensor,
+    *,
+    normalization: str = "landmark",
+    pinv: str | Callable[[Tensor], Tensor] | None = None,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+    landmark_padding_mask: Tensor | None = None,
+) -> AttentionFactors:
+    """The factors of the attention matrix that ``softmax_free_attention`` multiplies values by.
+
+    They take O(n m) memory. The arguments are those of ``softmax_free_attention``.
+
+    Example:
+        >>> tokens = torch.randn(1, 2, 1000, 32)
+        >>> landmarks = AvgPoolLandmarks(49)(tokens)
+        >>> factors = attention_factors(tokens, None, landmarks, normalization="token")
+        >>> factors.rows([0, 999]).shape, factors.column_sums().shape
+        (torch.Size([1, 2, 2, 1000]), torch.Size([1, 2, 1000]))
+    """
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    is_self = key is None or key is query
+    keys = query if key is None else key
+    check_tokens(query=query, key=keys, landmarks=landmarks)
+    batch, _, n_k, _ = keys.shape
+    check_mask("key_padding_mask", key_padding_mask, (batch, n_k), keys.device)
+    check_mask(
+        "landmark_padding_mask", landmark_padding_mask, (batch, landmarks.shape[2]), keys.device
+    )
+    scale = check_scale(scale, query)
+    landmarks = gather_padding(landmarks.to(compute_dtype(query)), landmark_padding_mask)
+    keys = gather_padding(keys, key_padding_mask)
+    with without_autocast(query.device):
+        gram = gram_block(landmarks, landmarks, scale)
+        middle = middle_factor(gram, resolve_pinv(pinv), normalization, landmark_padding_mask)
+        key_side = blank_padding(gram_block(keys, landmarks, scale), key_padding_mask)
+        query_side = key_side if is_self else gram_block(query, landmarks, scale)
+        if normalization != "token":
+            return AttentionFactors(query_side, middle, key_side)
+        through = query_side @ middle
+        denominator = (through @ key_side.sum(2)[..., None])[..., 0]
+        diagonal = None
+        if is_self:
+            diagonal = (1 - (through * key_side).sum(-1)).clamp(0, 1)
+            if key_padding_mask is not None:
+                diagonal = diagonal.masked_fill(key_padding_mask[:, None], 0)
+            denominator = denominator + diagonal
+        denominator = denominator.clamp(min=TOKEN_DENOMINATOR_FLOOR)
+    return AttentionFactors(query_side, middle, key_side, diagonal, denominator)
