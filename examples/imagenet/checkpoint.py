@@ -1,64 +1,75 @@
 """A classifier's weights in one safetensors file, which says what model they are of."""
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from examples.imagenet.model import SoftmaxFreeTransformer
-from examples.imagenet.registry import MODELS
+from examples.imagenet.atomic import replacing
+from examples.imagenet.errors import InputError
 
-# The stage, from 0, and the block of a parameter's name.
-BLOCK = r"stages\.([0-3])\.blocks\.(\d+)\."
-_NAME = "model"
+_KEY = "classifier"
 
 
-def save(path: Path, name: str, state_dict: Mapping[str, Tensor]) -> None:
-    """Writes the ``state_dict`` of ``timm.create_model(name)``, of whatever depths and classes."""
-    save_file(dict(state_dict), path, metadata={_NAME: name})
+@dataclass(frozen=True)
+class Classifier:
+    """What the weights in a file are of.
+
+    name: of the timm model.
+    options: of ``timm.create_model``, ``num_classes`` among them.
+    preparation: of images, as timm's ``resolve_model_data_config`` has it; empty for the model's.
+    classes: names of the classes by label, where they are known.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] | None = None
 
 
-def load(path: Path, **options: Any) -> SoftmaxFreeTransformer:
+def save(path: Path, classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
+    """Writes the ``state_dict`` of a classifier, whole or not at all."""
+    weights = {name: value.contiguous() for name, value in state_dict.items()}
+    with replacing(path) as partial:
+        save_file(weights, partial, metadata={_KEY: json.dumps(asdict(classifier))})
+
+
+def describe(path: Path) -> Classifier:
+    """What the weights in a file of ``save`` are of.
+
+    Raises:
+        InputError: the file does not say, or is no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    if text is None:
+        raise InputError(
+            f"{path} does not say what model it is of; examples.imagenet.convert and "
+            "examples.imagenet.train write files that do"
+        )
+    return Classifier(**json.loads(text))
+
+
+def load(path: Path, **options: Any) -> nn.Module:
     """The model that a file of ``save`` is of, with its weights.
-
-    Depths and the number of classes are those of the file.
 
     Args:
         path: of the file.
-        options: of ``SoftmaxFreeTransformer``, such as ``pinv="minimax"``; without any it computes
-            what the published model does.
+        options: of ``timm.create_model``, such as ``pinv="minimax"``, before those in the file.
 
     Raises:
-        ValueError: the file does not say what model it is of.
+        InputError: the file does not say what model it is of.
     """
-    with safe_open(path, "pt") as file:
-        name = (file.metadata() or {}).get(_NAME)
-        state_dict = {key: file.get_tensor(key) for key in file.keys()}
-    if name not in MODELS:
-        raise ValueError(
-            f"{path} says that it is of the model {name!r}, expected one of {', '.join(MODELS)}; "
-            "examples.imagenet.convert writes such files"
-        )
-    num_classes = len(state_dict.get("head.bias", ()))
-    model = timm.create_model(name, depths=depths(state_dict), num_classes=num_classes, **options)
-    assert isinstance(model, SoftmaxFreeTransformer)
-    model.load_state_dict(state_dict)
+    classifier = describe(path)
+    model = timm.create_model(classifier.name, **{**classifier.options, **options})
+    model.load_state_dict(load_file(path))
     return model
-
-
-def depths(names: Iterable[str], block: str = BLOCK) -> tuple[int, ...] | None:
-    """How many blocks each stage has, None where not all four have any.
-
-    Args:
-        names: of parameters.
-        block: a regular expression for their beginning, whose groups are the stage and the block.
-    """
-    blocks = {match.groups() for name in names if (match := re.match(block, name))}
-    counts = Counter(stage for stage, _ in blocks)
-    return tuple(counts[stage] for stage in sorted(counts)) if len(counts) == 4 else None

@@ -79,11 +79,11 @@ def convert(source: Path, target: Path, name: str | None = None) -> str:
             "model has the names and shapes of its normalised twin; give --model, one of "
             f"{', '.join(MODELS)}"
         )
-    depths = checkpoint.depths(file.state_dict, official.BLOCK)
-    num_classes = len(file.state_dict.get("head.bias", ())) or None
-    model = timm.create_model(name, depths=depths, num_classes=num_classes)
-    checkpoint.save(target, name, official.from_official(file.state_dict, model))
-    return f"{target}: {name} with depths {depths} and {model.num_classes} classes, from " + (
+    options = official.options(file.state_dict)
+    model = timm.create_model(name, **options)
+    weights = official.from_official(file.state_dict, model)
+    checkpoint.save(target, checkpoint.Classifier(name, options), weights)
+    return f"{target}: {name} {options}, from " + (
         f"{file.part!r} in {source}" if file.part else f"{source}"
     )
 

@@ -103,7 +103,7 @@ class SoftmaxFreeTransformer(nn.Module):
         self.norm: nn.Module = LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = self._classifier()
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (batch, in_chans, height, width) to logits (batch, num_classes)."""
@@ -203,7 +203,7 @@ class SoftmaxFreeTransformer(nn.Module):
         if self.num_classes == 0:
             return nn.Identity()
         classifier = nn.Linear(self.num_features, self.num_classes)
-        _init_weights(classifier)
+        init_weights(classifier)
         return classifier
 
 
@@ -213,7 +213,8 @@ def _drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     return [list(islice(rates, depth)) for depth in depths]
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
+    """The published initialisation of linear layers."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,8 +1,10 @@
 """The authors' names of all parameters, and how ours come from theirs."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from examples.imagenet.model import GRIDS
 Shape = tuple[int, ...]
 
 # The stage, from 1, and the block of a parameter's name.
-BLOCK = r"block([1-4])\.(\d+)\."
+_BLOCK = r"block([1-4])\.(\d+)\."
 
 # What the softmax-free blocks hold, ours: theirs.
 _MODULES = {
@@ -27,6 +29,18 @@ _MODULES = {
     "mlp.fc2": "ff2",
     "norm2": "norm2",
 }
+
+
+def options(official: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Options of the model that are read off a state_dict: its depths and number of classes."""
+    found: dict[str, Any] = {}
+    blocks = {match.groups() for name in official if (match := re.match(_BLOCK, name))}
+    depths = Counter(stage for stage, _ in blocks)
+    if len(depths) == 4:
+        found["depths"] = [depths[stage] for stage in sorted(depths)]
+    if "head.bias" in official:
+        found["num_classes"] = len(official["head.bias"])
+    return found
 
 
 def from_official(official: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

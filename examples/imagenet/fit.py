@@ -1,0 +1,259 @@
+"""A training from its first epoch, or from where it was stopped, to its last."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from accelerate import Accelerator
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from examples.imagenet import checkpoint, loading, snapshot
+from examples.imagenet.errors import InputError
+from examples.imagenet.evaluation import evaluate
+from examples.imagenet.history import Epoch, History
+from examples.imagenet.images import ImageFolders, TrainingImages
+from examples.imagenet.interruption import Interruption, noticing_interruption
+from examples.imagenet.randomness import seed_all
+from examples.imagenet.recipe import Recipe
+from examples.imagenet.screen import Bar, Screen
+from examples.imagenet.training import Training
+
+# How many updates pass between two looks at the loss, or at the other processes' signals; each
+# look makes a GPU wait.
+LOOK_EVERY = 10
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved all it did.
+
+    Args:
+        exit_status: what the program should end with.
+    """
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__(exit_status)
+        self.exit_status = exit_status
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out, which does not change what comes out but for rounding.
+
+    Args:
+        out: folder of what the run writes.
+        workers: processes that read images, for each process that trains.
+        channels_last: keep channels adjacent in memory.
+        grad_checkpointing: compute blocks again in the backward pass, for memory.
+        save_minutes: between two snapshots; there is also one after every epoch.
+    """
+
+    out: Path
+    workers: int = 4
+    channels_last: bool = False
+    grad_checkpointing: bool = False
+    save_minutes: float = 10.0
+
+
+def fit(
+    recipe: Recipe,
+    folders: ImageFolders,
+    settings: Settings,
+    accelerator: Accelerator,
+    screen: Screen,
+) -> Epoch:
+    """Trains, and returns the best epoch.
+
+    In ``settings.out`` are then best.safetensors and last.safetensors, metrics.csv, curves.png and
+    TensorBoard's events, and training.pt, from which an interrupted run goes on.
+
+    Raises:
+        Interrupted: by a signal, after a snapshot.
+        InputError: recipe, images and what is in ``settings.out`` do not fit.
+    """
+    with noticing_interruption() as interruption:
+        run = _Run(recipe, folders, settings, accelerator, screen, interruption)
+        run.resume()
+        run.finish()
+    best = run.history.best
+    assert best is not None
+    return best
+
+
+class _Run:
+    """What ``fit`` does, piece by piece."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folders: ImageFolders,
+        settings: Settings,
+        accelerator: Accelerator,
+        screen: Screen,
+        interruption: Interruption,
+    ) -> None:
+        self.recipe = recipe
+        self.settings = settings
+        self.accelerator = accelerator
+        self.screen = screen
+        self.interruption = interruption
+        self.share = loading.Share(
+            accelerator.process_index,
+            accelerator.num_processes,
+            settings.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        options: dict[str, Any] = {"num_classes": len(folders.classes), **recipe.model_options}
+        if recipe.drop_path:
+            options["drop_path_rate"] = recipe.drop_path
+        if not timm.is_model(recipe.model):
+            raise InputError(f"timm has no model {recipe.model!r}; timm.list_models() lists them")
+        seed_all("model", recipe.seed)
+        model = timm.create_model(recipe.model, **options)
+        if settings.grad_checkpointing:
+            model.set_grad_checkpointing()
+        self.preparation = resolve_model_data_config(model, {"img_size": recipe.image_size})
+        self.classifier = checkpoint.Classifier(
+            recipe.model, options, self.preparation, folders.classes
+        )
+        self.images = TrainingImages(
+            folders.train, loading.training_transform(recipe, self.preparation), recipe.seed
+        )
+        self.val_batches = loading.evaluation_batches(
+            folders.val, self.preparation, recipe.batch_size, self.share
+        )
+        self.training = Training(
+            recipe,
+            model,
+            len(folders.classes),
+            loading.updates_per_epoch(len(self.images), recipe, self.share),
+            accelerator,
+            settings.channels_last,
+        )
+        self.history = History(settings.out)
+        self.circumstances = snapshot.circumstances(
+            recipe, len(self.images), folders.classes, accelerator.num_processes
+        )
+        self.last_saved = time.monotonic()
+
+    @property
+    def snapshot_path(self) -> Path:
+        return self.settings.out / "training.pt"
+
+    def resume(self) -> None:
+        """Goes to where an earlier run was stopped, if there was one."""
+        if self.snapshot_path.exists():
+            snapshot.resume(self.snapshot_path, self.training, self.history, self.circumstances)
+            self.screen.print(
+                f"{self.snapshot_path}: going on after {self.training.updates_into_epoch} of "
+                f"{self.training.updates_per_epoch} updates of epoch {self.training.epoch + 1}"
+            )
+
+    def finish(self) -> None:
+        """All epochs that are left."""
+        training = self.training
+        total = self.recipe.epochs * training.updates_per_epoch
+        with self.screen.bar("training", total, "updates", training.updates) as bar:
+            while training.epoch < self.recipe.epochs:
+                self._close_epoch(self._train(training.epoch, bar))
+        if self.accelerator.is_main_process:
+            self.history.draw()
+
+    def _train(self, epoch: int, bar: Bar) -> float:
+        """The rest of an epoch; returns images per second."""
+        training, recipe = self.training, self.recipe
+        first = training.updates_into_epoch
+        reader = iter(
+            loading.training_batches(self.images, recipe, self.share, epoch, first_update=first)
+        )
+        self.screen.unreadable = 0
+        start = time.perf_counter()
+        # Each update takes as many batches from the one reader.
+        for batches in zip(*[reader] * recipe.accumulate, strict=True):
+            for *_, unreadable in batches:
+                self.screen.note_unreadable(unreadable)
+            training.update([self._to_device(images, labels) for images, labels, _ in batches])
+            description = None
+            if training.updates % LOOK_EVERY == 0:
+                loss = training.mean_loss()
+                description = f"epoch {epoch + 1} of {recipe.epochs}, loss {loss:.3f}"
+            bar.advance(1, description)
+            if training.updates_into_epoch:
+                self._save_in_epoch()
+        updates = training.updates_per_epoch - first
+        per_update = recipe.batch_size * recipe.accumulate * self.share.processes
+        return updates * per_update / (time.perf_counter() - start)
+
+    def _close_epoch(self, images_per_second: float) -> None:
+        """Evaluates, notes the epoch and keeps the weights."""
+        training, unreadable = self.training, self.screen.unreadable
+        train_loss = training.mean_loss()
+        training.share_buffers()
+        with self.screen.bar("validation", len(self.val_batches), "batches") as bar:
+            scores = evaluate(
+                training.evaluated,
+                self.val_batches,
+                training.num_classes,
+                self.accelerator,
+                note_unreadable=self.screen.note_unreadable,
+                advance=bar.advance,
+            )
+        epoch = Epoch(
+            epoch=training.epoch,
+            updates=training.updates,
+            lr=training.learning_rate,
+            train_loss=train_loss,
+            val_loss=scores.loss,
+            top1=scores.top1,
+            top5=scores.top5,
+            images_per_second=images_per_second,
+            unreadable=unreadable,
+        )
+        self.history.epochs.append(epoch)
+        self.screen.print(
+            f"epoch {epoch.epoch}: training loss {train_loss:.4f}, validation loss "
+            f"{scores.loss:.4f}, top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}, "
+            f"{images_per_second:.0f} images a second"
+        )
+        if self.accelerator.is_main_process:
+            weights = training.evaluated.state_dict()
+            checkpoint.save(self.settings.out / "last.safetensors", self.classifier, weights)
+            if self.history.best is epoch:
+                checkpoint.save(self.settings.out / "best.safetensors", self.classifier, weights)
+            self.history.write()
+        self._save()
+        self._stop_if_interrupted()
+
+    def _save_in_epoch(self) -> None:
+        alone = self.accelerator.num_processes == 1
+        if not alone and self.training.updates % LOOK_EVERY:
+            return
+        self._stop_if_interrupted()
+        if time.monotonic() - self.last_saved > 60 * self.settings.save_minutes:
+            self._save()
+
+    def _stop_if_interrupted(self) -> None:
+        if self.interruption.signal is not None:
+            self.accelerator.set_trigger()
+        # One process may have been told before another; all of them stop at the same update.
+        if self.accelerator.check_trigger():
+            self._save()
+            self.screen.print(
+                f"Stopped after {self.training.updates_into_epoch} of "
+                f"{self.training.updates_per_epoch} updates of epoch {self.training.epoch + 1}. "
+                "The same command goes on from there."
+            )
+            raise Interrupted(self.interruption.exit_status)
+
+    def _save(self) -> None:
+        # A run that has diverged keeps its last good snapshot.
+        self.training.mean_loss()
+        if self.accelerator.is_main_process:
+            snapshot.save(self.snapshot_path, self.training, self.history, self.circumstances)
+        self.last_saved = time.monotonic()
+
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        device = self.accelerator.device
+        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -1,0 +1,88 @@
+"""What a training is made of: all that decides its result, apart from the images."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from examples.imagenet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; the defaults are those of the published recipe.
+
+    Args:
+        model: name of a timm model, ours or any other.
+        model_options: of ``timm.create_model``, such as ``pinv: minimax``.
+        image_size: height and width of the images.
+        epochs: over the training images.
+        batch_size: images of one process in one forward pass; the published recipe had 8 GPUs.
+        accumulate: forward passes of every process before an update, which is then over
+            ``batch_size`` times ``accumulate`` times processes images.
+        lr: learning rate of AdamW after warm-up; a cosine leads it to ``min_lr``.
+        min_lr: learning rate at the end.
+        warmup_lr: learning rate of the first update.
+        warmup_epochs: of a linear warm-up, part of ``epochs``.
+        weight_decay: of matrices and convolutions; norms, biases and embeddings have none.
+        clip_grad: largest norm of the gradient.
+        drop_path: chance that the last residual branch is dropped, growing linearly with depth.
+        label_smoothing: share of a label spread over all classes.
+        mixup: alpha of mixup, 0 for none.
+        cutmix: alpha of cutmix, 0 for none; one of the two is drawn for each batch.
+        auto_augment: policy of timm, none by null.
+        random_erasing: chance that a patch of an image is replaced by noise.
+        color_jitter: of brightness, contrast and saturation, where no policy is given.
+        crop_scale: smallest and largest share of an image's area in a random crop.
+        horizontal_flip: chance of one.
+        vertical_flip: chance of one.
+        ema_decay: of the moving average of the weights, which is then what is evaluated; none by
+            null.
+        seed: of everything random.
+
+    Raises:
+        InputError: numbers that make no training.
+    """
+
+    model: str = "soft_tiny"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    image_size: int = 224
+    epochs: int = 300
+    batch_size: int = 128
+    accumulate: int = 1
+    lr: float = 1e-3
+    min_lr: float = 5e-5
+    warmup_lr: float = 1e-6
+    warmup_epochs: int = 10
+    weight_decay: float = 0.05
+    clip_grad: float = 1.0
+    drop_path: float = 0.1
+    label_smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    random_erasing: float = 0.25
+    color_jitter: float = 0.4
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    ema_decay: float | None = 0.99996
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 at least, got {getattr(self, name)}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise InputError(
+                f"warmup_epochs={self.warmup_epochs} must be from 0 to epochs - 1 = "
+                f"{self.epochs - 1}, for the learning rate to get anywhere"
+            )
+        if self.mixes and self.batch_size % 2:
+            raise InputError(
+                f"mixup and cutmix mix pairs, so batch_size must be even, got {self.batch_size}; "
+                "mixup=0 and cutmix=0 turn them off"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and labels are mixed."""
+        return self.mixup > 0 or self.cutmix > 0

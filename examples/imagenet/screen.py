@@ -1,0 +1,82 @@
+"""What a person sees of a run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from examples.imagenet.images import UnreadableImage
+
+
+class Screen:
+    """Lines and bars of the first process; the others are silent.
+
+    Args:
+        shown: whether this is the first process.
+        skip_unreadable: whether files that cannot be read are passed over.
+    """
+
+    def __init__(self, shown: bool, skip_unreadable: bool) -> None:
+        self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (shown and self._console.is_terminal),
+        )
+        self._skip_unreadable = skip_unreadable
+        self.unreadable = 0
+
+    def print(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self._console.print(line, markup=False)
+
+    @contextmanager
+    def bar(self, description: str, total: int, unit: str, done: int = 0) -> Iterator["Bar"]:
+        """A bar that is there for the time of the block."""
+        self._progress.start()
+        task = self._progress.add_task(description, total=total, completed=done, unit=unit)
+        try:
+            yield Bar(self._progress, task)
+        finally:
+            self._progress.remove_task(task)
+            if not self._progress.tasks:
+                self._progress.stop()
+
+    def note_unreadable(self, messages: list[str]) -> None:
+        """Counts and prints files that could not be read.
+
+        Raises:
+            UnreadableImage: they are not to be passed over.
+        """
+        if messages and not self._skip_unreadable:
+            raise UnreadableImage(f"{messages[0]}; --skip_unreadable true passes over such files")
+        self.unreadable += len(messages)
+        for message in messages:
+            self.print(f"passed over {message}")
+
+
+class Bar:
+    """A bar that can be moved on."""
+
+    def __init__(self, progress: Progress, task: int) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, by: int = 1, description: str | None = None) -> None:
+        """Moves it on, and says something new beside it."""
+        self._progress.update(self._task, advance=by, description=description)
