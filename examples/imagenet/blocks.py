@@ -74,7 +74,7 @@ class SoftmaxFreeBlock(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        self.attn = SoftmaxFreeAttention(
+        self.attn: nn.Module = SoftmaxFreeAttention(
             dim,
             num_heads,
             landmarks=landmarks,

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from examples.imagenet.images import NO_LABEL
-from examples.imagenet.loading import Batch
+from examples.imagenet.images import NO_LABEL, Sample
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Scores:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: DataLoader[Batch],
+    batches: DataLoader[Sample],
     num_classes: int,
     accelerator: Accelerator,
     *,

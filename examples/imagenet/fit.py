@@ -1,5 +1,6 @@
 """A training from its first epoch, or from where it was stopped, to its last."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Settings:
     """
 
     out: Path
-    workers: int = 4
+    workers: int = min(8, os.cpu_count() or 1)
     channels_last: bool = False
     grad_checkpointing: bool = False
     save_minutes: float = 10.0
@@ -111,7 +112,7 @@ class _Run:
         if not timm.is_model(recipe.model):
             raise InputError(f"timm has no model {recipe.model!r}; timm.list_models() lists them")
         seed_all("model", recipe.seed)
-        model = timm.create_model(recipe.model, **options)
+        model: Any = timm.create_model(recipe.model, **options)
         if settings.grad_checkpointing:
             model.set_grad_checkpointing()
         self.preparation = resolve_model_data_config(model, {"img_size": recipe.image_size})

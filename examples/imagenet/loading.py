@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from timm.data import create_transform
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import ImageFolder
 
 from examples.imagenet.errors import InputError
 from examples.imagenet.images import (
     EvaluationImages,
-    ImageFolder,
+    Sample,
     TrainingBatches,
     TrainingImages,
     Transform,
@@ -18,9 +18,6 @@ from examples.imagenet.images import (
 )
 from examples.imagenet.interruption import leave_interruption_to_parent
 from examples.imagenet.recipe import Recipe
-
-# Images (batch, channels, height, width), labels (batch), and the files that could not be read.
-Batch = tuple[Tensor, Tensor, list[str]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def updates_per_epoch(images: int, recipe: Recipe, share: Share) -> int:
 
 def training_batches(
     images: TrainingImages, recipe: Recipe, share: Share, epoch: int, first_update: int
-) -> DataLoader[Batch]:
+) -> DataLoader[Sample]:
     """The batches of one process from an update of an epoch on."""
     batches = TrainingBatches(
         len(images),
@@ -105,7 +102,7 @@ def training_batches(
 
 def evaluation_batches(
     folder: ImageFolder, preparation: dict[str, Any], batch_size: int, share: Share
-) -> DataLoader[Batch]:
+) -> DataLoader[Sample]:
     """Every image once, over all processes together."""
     images = EvaluationImages(folder, evaluation_transform(preparation))
     mine = range(share.process, len(images), share.processes)

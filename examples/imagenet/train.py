@@ -13,6 +13,7 @@ stopped goes on where it was when it is started again. To evaluate::
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -35,9 +36,9 @@ from examples.imagenet.training import Diverged
 Precision = Literal["auto", "bf16", "fp16", "no"]
 
 
-def main() -> None:
-    """Trains or evaluates, or says what is wrong."""
-    options = _parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains or evaluates as the command line says, or says what is wrong."""
+    options = _parser().parse_args(arguments)
     accelerator = _accelerator(options)
     screen = Screen(accelerator.is_main_process, options.skip_unreadable)
     try:
@@ -83,6 +84,8 @@ def _accelerator(options: Namespace) -> Accelerator:
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if has_bf16 else "no"
     return Accelerator(
+        # Unless it is told, several processes on CPUs do not find each other.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=precision,
         gradient_accumulation_steps=options.accumulate,
         dynamo_backend="inductor" if options.compile else "no",
@@ -110,7 +113,7 @@ def _evaluate(options: Namespace, accelerator: Accelerator, screen: Screen) -> S
     if options.checkpoint is None:
         raise InputError("--eval needs --checkpoint, a safetensors file")
     classifier = checkpoint.describe(options.checkpoint)
-    model = checkpoint.load(options.checkpoint).to(accelerator.device)
+    model: Any = checkpoint.load(options.checkpoint).to(accelerator.device)
     preparation = classifier.preparation or resolve_model_data_config(model)
     folder = open_split(options.data, "val")
     _check_classes(folder.classes, classifier, model.num_classes)

@@ -47,7 +47,7 @@ class Training:
         self.updates_per_epoch = updates_per_epoch
         self.accelerator = accelerator
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(accelerator.device, memory_format=self.memory_format)
+        self.model = model.to(accelerator.device).to(memory_format=self.memory_format)
         self.average = ModelEmaV3(self.model, recipe.ema_decay) if recipe.ema_decay else None
         optimizer = create_optimizer_v2(
             self.model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay

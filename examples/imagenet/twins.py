@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from examples.imagenet.blocks import SoftmaxFreeBlock
 from examples.imagenet.model import SoftmaxFreeTransformer, init_weights
 from examples.imagenet.registry import IMAGES, SIZES, build
+from softattn import SoftmaxFreeAttention
 
 # Queries and keys of their own are one more matrix than SOFT's; a narrower MLP pays for it, so that
 # a block has as many weights in matrices: 4 + 2 · 3.5 = 3 + 2 · 4.
@@ -73,6 +74,7 @@ class SoftmaxTwin(SoftmaxFreeTransformer):
         for block in self.modules():
             if isinstance(block, SoftmaxFreeBlock):
                 attention = block.attn
+                assert isinstance(attention, SoftmaxFreeAttention)
                 dim, convolution = attention.embed_dim, attention.value_conv
                 assert convolution is not None
                 block.attn = SoftmaxAttention(
