@@ -19,7 +19,14 @@ ROOT = Path(__file__).parent.parent
 # Examples are no part of the installation; what is installed goes before what lies here.
 sys.path.append(str(ROOT))
 
-from examples.imagenet import atomic, checkpoint, history, image_folders, train  # noqa: E402
+from examples.imagenet import (  # noqa: E402
+    atomic,
+    checkpoint,
+    compare,
+    history,
+    image_folders,
+    train,
+)
 from examples.imagenet.errors import InputError  # noqa: E402
 from examples.imagenet.interruption import noticing_interruption  # noqa: E402
 from examples.imagenet.recipe import Recipe  # noqa: E402
@@ -163,6 +170,20 @@ def test_a_run_leaves_metrics_curves_events_and_weights(uninterrupted):
     assert (uninterrupted / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list(uninterrupted.glob("events.out.tfevents.*"))
     assert not list(uninterrupted.glob(".*partial*"))
+
+
+def test_trainings_are_compared(uninterrupted, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "comparison.png"
+    monkeypatch.setattr(
+        sys, "argv", ["compare", *2 * [str(uninterrupted)], "--picture", str(picture)]
+    )
+    compare.main()
+    last = float(metrics(uninterrupted)[-1]["top1"])
+    assert capsys.readouterr().out.count(f"{last:.1%}") >= 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert compare.read(uninterrupted).top1[-1] == last
+    with pytest.raises(InputError, match="metrics.csv is not there"):
+        compare.read(tmp_path)
 
 
 def test_evaluation_repeats_the_score_of_training(digits, uninterrupted, capsys):

@@ -147,10 +147,7 @@ class _Run:
         """Goes to where an earlier run was stopped, if there was one."""
         if self.snapshot_path.exists():
             snapshot.resume(self.snapshot_path, self.training, self.history, self.circumstances)
-            self.screen.print(
-                f"{self.snapshot_path}: going on after {self.training.updates_into_epoch} of "
-                f"{self.training.updates_per_epoch} updates of epoch {self.training.epoch + 1}"
-            )
+            self.screen.print(f"{self.snapshot_path}: going on {self._place()}")
 
     def finish(self) -> None:
         """All epochs that are left."""
@@ -241,12 +238,17 @@ class _Run:
         # One process may have been told before another; all of them stop at the same update.
         if self.accelerator.check_trigger():
             self._save()
-            self.screen.print(
-                f"Stopped after {self.training.updates_into_epoch} of "
-                f"{self.training.updates_per_epoch} updates of epoch {self.training.epoch + 1}. "
-                "The same command goes on from there."
-            )
+            self.screen.print(f"Stopped {self._place()}. The same command goes on from there.")
             raise Interrupted(self.interruption.exit_status)
+
+    def _place(self) -> str:
+        training = self.training
+        if training.epoch == self.recipe.epochs:
+            return "after the last epoch"
+        return (
+            f"after {training.updates_into_epoch} of {training.updates_per_epoch} updates of epoch "
+            f"{training.epoch + 1}"
+        )
 
     def _save(self) -> None:
         # A run that has diverged keeps its last good snapshot.

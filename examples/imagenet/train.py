@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m examples.imagenet.train", description=__doc__)
+    parser = ArgumentParser(
+        prog="python -m examples.imagenet.train", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--config", action="config", help="a recipe, as in configs/")
     parser.add_argument("--eval", action="store_true", help="evaluate --checkpoint on val/")

@@ -1,0 +1,109 @@
+"""Compares trainings: a table of their last epochs, and their accuracies in one picture.
+
+``python -m examples.imagenet.compare out/imagenet/soft_tiny out/imagenet/resnet18`` writes
+out/imagenet/comparison.png; the folders are those that ``examples.imagenet.train`` wrote.
+"""
+
+import argparse
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.console import Console
+from rich.table import Table
+
+from examples.imagenet import checkpoint
+from examples.imagenet.atomic import replacing
+from examples.imagenet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    name: of its model.
+    parameters: of its model.
+    top1: share of validation images whose class had the largest logit, after each epoch.
+    images_per_second: mean over the epochs.
+    """
+
+    name: str
+    parameters: int
+    top1: list[float]
+    images_per_second: float
+
+
+def read(folder: Path) -> Run:
+    """The training in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    metrics = folder / "metrics.csv"
+    if not metrics.exists():
+        raise InputError(f"{metrics} is not there; give folders that a training wrote")
+    rows = list(csv.DictReader(metrics.read_text().splitlines()))
+    weights = folder / "last.safetensors"
+    speeds = [float(row["images_per_second"]) for row in rows]
+    return Run(
+        checkpoint.describe(weights).name,
+        sum(parameter.numel() for parameter in checkpoint.load(weights).parameters()),
+        [float(row["top1"]) for row in rows],
+        len(speeds) / sum(1 / speed for speed in speeds),
+    )
+
+
+def table(runs: list[Run]) -> Table:
+    """A row for each training."""
+    drawn = Table()
+    drawn.add_column("model")
+    for heading in ("parameters", "epochs", "last top-1", "best top-1", "images/s in training"):
+        drawn.add_column(heading, justify="right")
+    for run in runs:
+        drawn.add_row(
+            run.name,
+            f"{run.parameters:,}",
+            f"{len(run.top1)}",
+            f"{run.top1[-1]:.1%}",
+            f"{max(run.top1):.1%}",
+            f"{run.images_per_second:.1f}",
+        )
+    return drawn
+
+
+def draw(runs: list[Run], path: Path) -> None:
+    """Draws the accuracies over the epochs."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    for run in runs:
+        axes.plot(range(1, len(run.top1) + 1), run.top1, marker=".", label=run.name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 accuracy, validation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with replacing(path) as partial:
+        figure.savefig(partial)
+
+
+def main() -> None:
+    """Prints and draws, or says what is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--picture", type=Path, default=Path("out/imagenet/comparison.png"))
+    arguments = parser.parse_args()
+    try:
+        runs = [read(folder) for folder in arguments.folders]
+    except InputError as error:
+        parser.exit(1, f"error: {error}\n")
+    Console().print(table(runs))
+    draw(runs, arguments.picture)
+    print(arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

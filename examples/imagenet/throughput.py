@@ -1,0 +1,240 @@
+"""Images per second and peak memory of the classifiers beside their softmax twins.
+
+``python -m examples.imagenet.throughput`` takes all ten at 224, 448 and 896 pixels;
+``--sizes 224 --models soft_tiny`` takes less, and ``--landmarks avg --pinv minimax`` what scales.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+import softattn
+from examples.imagenet.atomic import replacing
+from examples.imagenet.registry import MODELS
+
+ROUNDS = 5
+LEAST_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model at one size.
+
+    model: its name.
+    size: height and width of the images.
+    images_per_second: median over rounds, in which a model and its twin take turns; None where the
+        device has too little memory.
+    peak_memory: bytes that tensors took at most, None on a CPU.
+    """
+
+    model: str
+    size: int
+    images_per_second: float | None
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed.
+
+    device: where.
+    batch_size: images at a time.
+    training: whether a backward pass belongs to it.
+    """
+
+    device: torch.device
+    batch_size: int
+    training: bool
+
+
+class Contender:
+    """A model at work on one batch.
+
+    Args:
+        name: of a timm model.
+        options: of ``timm.create_model``.
+        size: height and width of the images.
+        work: what it does with them.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any], size: int, work: Work) -> None:
+        self.name, self.options, self.size, self.work = name, options, size, work
+        self.seconds: list[float] = []
+        self.peak_memory: int | None = None
+        self.fits = True
+
+    def take_turn(self) -> None:
+        """Builds the model anew, so that only one is in memory, and times it."""
+        if not self.fits:
+            return
+        try:
+            self._time(*self._prepare())
+        except torch.OutOfMemoryError:
+            self.fits = False
+
+    def result(self) -> Measurement:
+        """Over all turns."""
+        speed = self.work.batch_size / statistics.median(self.seconds) if self.fits else None
+        return Measurement(self.name, self.size, speed, self.peak_memory if self.fits else None)
+
+    def _prepare(self) -> tuple[nn.Module, torch.Tensor]:
+        torch.manual_seed(0)
+        work = self.work
+        model = timm.create_model(self.name, **self.options).to(work.device).train(work.training)
+        images = torch.randn(work.batch_size, 3, self.size, self.size, device=work.device)
+        return model, images
+
+    def _time(self, model: nn.Module, images: torch.Tensor) -> None:
+        on_gpu = self.work.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        runs, start = 0, 0.0
+        # The first run warms up.
+        while runs < 2 or time.perf_counter() - start < LEAST_SECONDS:
+            self._run(model, images)
+            if on_gpu:
+                torch.cuda.synchronize()
+            runs += 1
+            if runs == 1:
+                start = time.perf_counter()
+        self.seconds.append((time.perf_counter() - start) / (runs - 1))
+        if on_gpu:
+            self.peak_memory = torch.cuda.max_memory_allocated()
+
+    def _run(self, model: nn.Module, images: torch.Tensor) -> None:
+        on_gpu = self.work.device.type == "cuda"
+        with (
+            torch.set_grad_enabled(self.work.training),
+            torch.autocast(self.work.device.type, torch.bfloat16, enabled=on_gpu),
+        ):
+            loss = model(images).float().square().mean()
+        if self.work.training:
+            loss.backward()
+            model.zero_grad()
+
+
+def measure(
+    models: list[str],
+    options: dict[str, Any],
+    sizes: list[int],
+    work: Work,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
+    """Every model, with options, and its twin at every size."""
+    results = []
+    for size in sizes:
+        for name in models:
+            pair = [
+                Contender(name, options, size, work),
+                Contender(twin_of(name), {}, size, work),
+            ]
+            for _ in range(ROUNDS):
+                for contender in pair:
+                    contender.take_turn()
+            results += [contender.result() for contender in pair]
+            advance()
+    return results
+
+
+def twin_of(name: str) -> str:
+    """The softmax model of the same size."""
+    return f"softmax_{name.rpartition('_')[2]}"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured with."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if on_gpu else "float32",
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "softattn": softattn.__version__,
+    }
+
+
+def table(results: list[Measurement], title: str) -> Table:
+    """A row for each model at each size."""
+    drawn = Table(title=title, title_justify="left")
+    drawn.add_column("model")
+    for heading in ("pixels", "images/s", "of softmax", "ratio", "memory", "of softmax"):
+        drawn.add_column(heading, justify="right")
+    for ours, twin in zip(results[::2], results[1::2], strict=True):
+        drawn.add_row(
+            ours.model,
+            f"{ours.size}²",
+            _speed(ours),
+            _speed(twin),
+            _ratio(ours, twin),
+            _memory(ours),
+            _memory(twin),
+        )
+    return drawn
+
+
+def _ratio(ours: Measurement, twin: Measurement) -> str:
+    if ours.images_per_second is None or twin.images_per_second is None:
+        return ""
+    return f"{ours.images_per_second / twin.images_per_second:.2f}×"
+
+
+def _speed(result: Measurement) -> str:
+    speed = result.images_per_second
+    return "out of memory" if speed is None else f"{speed:,.3g}"
+
+
+def _memory(result: Measurement) -> str:
+    return "" if result.peak_memory is None else f"{result.peak_memory / 2**30:.2f} GiB"
+
+
+def main() -> None:
+    """Measures, prints a table and writes the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 448, 896])
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--training", action="store_true", help="forward and backward")
+    parser.add_argument("--landmarks", choices=("conv", "conv_pad", "avg"), default="conv")
+    parser.add_argument("--pinv", help="of softattn; the published one by default")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("out/imagenet/throughput.json"))
+    arguments = parser.parse_args()
+    work = Work(torch.device(arguments.device), arguments.batch_size, arguments.training)
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=len(arguments.models) * len(arguments.sizes))
+        results = measure(
+            arguments.models,
+            {"landmarks": arguments.landmarks, "pinv": arguments.pinv},
+            arguments.sizes,
+            work,
+            lambda: progress.advance(task),
+        )
+    facts = environment(work.device) | {
+        "batch_size": work.batch_size,
+        "pass": "forward and backward" if work.training else "forward",
+        "landmarks": arguments.landmarks,
+        "pinv": arguments.pinv or "published",
+    }
+    title = ", ".join(f"{key} {value}" for key, value in facts.items())
+    console.print(table(results, title))
+    with replacing(arguments.out) as partial:
+        content = facts | {"measurements": [asdict(result) for result in results]}
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
