@@ -182,7 +182,7 @@ def test_trainings_are_compared(uninterrupted, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count(f"{last:.1%}") >= 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert compare.read(uninterrupted).top1[-1] == last
-    with pytest.raises(InputError, match="metrics.csv is not there"):
+    with pytest.raises(InputError, match=r"metrics\.csv is not there"):
         compare.read(tmp_path)
 
 
