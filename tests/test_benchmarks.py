@@ -75,6 +75,17 @@ def test_benchmark(command, tmp_path):
     assert picture.stat().st_size > 10_000
 
 
+def test_choices_are_compared_with_the_first(tmp_path):
+    command = "choices --side 8 --rounds 1 --seconds-per-cell 0.01"
+    content, output = run_benchmark(command, tmp_path)
+    first, *others = content["choices"]
+    assert first["forward_ratio"] == first["forward_and_backward_ratio"] == 1
+    for choice in others:
+        assert choice["name"] in output
+        ratio = choice["forward_seconds"] / first["forward_seconds"]
+        assert choice["forward_ratio"] == pytest.approx(ratio)
+
+
 def test_scaling_reports_the_fraction_of_the_traffic_limit(tmp_path):
     # A cell must not be left out because the machine is busy.
     sizes = "--tokens 64 128 --total-tokens 512 --rounds 1 --seconds-per-cell 5"
