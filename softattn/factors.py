@@ -53,7 +53,8 @@ class AttentionFactors:
         if chosen.numel() and not -n_q <= int(chosen.min()) <= int(chosen.max()) < n_q:
             raise IndexError(f"indices must be from {-n_q} to {n_q - 1}, got {chosen.tolist()}")
         chosen = chosen % max(n_q, 1)
-        weights = (self.query_side[:, :, chosen] @ self.middle) @ self.key_side.mT
+        with without_autocast(self.query_side.device):
+            weights = (self.query_side[:, :, chosen] @ self.middle) @ self.key_side.mT
         if self.diagonal is not None:
             place = chosen.expand(*weights.shape[:2], -1)[..., None]
             weights = weights.scatter_add(-1, place, self.diagonal[:, :, chosen, None])
@@ -66,7 +67,8 @@ class AttentionFactors:
         share = torch.ones_like(self.query_side[..., 0])
         if self.denominator is not None:
             share = share / self.denominator
-        received = (share[..., None, :] @ self.query_side @ self.middle) @ self.key_side.mT
+        with without_autocast(self.query_side.device):
+            received = (share[..., None, :] @ self.query_side @ self.middle) @ self.key_side.mT
         sums = received[..., 0, :]
         return sums if self.diagonal is None else sums + self.diagonal * share
 

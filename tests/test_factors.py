@@ -66,3 +66,13 @@ def test_index_out_of_range_is_refused():
     for index in (9, -10):
         with pytest.raises(IndexError, match="from -9 to 8, got"):
             factors.rows([index])
+
+
+@pytest.mark.parametrize("normalization", ["none", "landmark", "token"])
+def test_autocast_leaves_the_factors_as_they_are(normalization):
+    tokens = torch.randn(1, 2, 9, 3)
+    factors = attention_factors(tokens, None, tokens[:, :, :4], normalization=normalization)
+    rows, sums = factors.rows(range(9)), factors.column_sums()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(factors.rows(range(9)), rows, rtol=0, atol=0)
+        torch.testing.assert_close(factors.column_sums(), sums, rtol=0, atol=0)

@@ -32,6 +32,14 @@ ALLOWED = {
     "attention": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
     "factors": {"gaussian", "middle", "padding", "pinv", "precision", "validation"},
     "tokens": {"landmarks", "validation"},
+    "integrations": {
+        "attention",
+        "factors",
+        "implementation",
+        "landmarks",
+        "pinv",
+        "validation",
+    },
     "module": {
         "attention",
         "implementation",
@@ -98,6 +106,16 @@ def test_softattn_works_where_triton_cannot_be_imported():
         "layer = softattn.SoftmaxFreeAttention(8, 2)\n"
         "layer(torch.randn(1, 5, 5, 8)).sum().backward()\n"
         "assert not any(name.startswith('softattn.kernels') for name in sys.modules)\n"
+    )
+
+
+def test_integrations_are_imported_where_they_are_asked_for():
+    in_fresh_process(
+        "import sys\n"
+        "import softattn\n"
+        "assert not any(name.startswith('softattn.integrations') for name in sys.modules)\n"
+        "import softattn.integrations.torch\n"
+        "assert not {'timm', 'transformers'} & set(sys.modules)\n"
     )
 
 

@@ -1,0 +1,465 @@
+"""The interface of ``torch.nn.MultiheadAttention``, for models that were written for it."""
+
+import copy
+from collections.abc import Callable, Collection
+from typing import NoReturn, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from softattn.attention import softmax_free_attention
+from softattn.factors import attention_factors
+from softattn.implementation import IMPLEMENTATIONS
+from softattn.integrations.pooling import pool_landmarks
+from softattn.integrations.projections import linear_of, tied
+from softattn.integrations.report import SwapReport
+from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
+from softattn.pinv import resolve_pinv
+from softattn.validation import (
+    NORMALIZATIONS,
+    check_causal,
+    check_choice,
+    check_floating,
+    check_mask,
+)
+
+_NO_WEIGHTS_TO_DROP = (
+    "dropout acts on attention weights, and these are never in memory one by one; use dropout=0 "
+    "and drop features of the output instead"
+)
+_NO_ADDED_KEYS = "it adds a key that is no token and that no landmark knows"
+
+
+class _NoFastPath:
+    """What stands where ``nn.TransformerEncoder`` looks for the weights of its fused softmax path.
+
+    It takes that path in eval mode past the layers' own forward, unless one of the weights has a
+    ``__torch_function__``.
+    """
+
+    @classmethod
+    def __torch_function__(cls, *call: object) -> NoReturn:
+        raise TypeError("softmax-free attention has no in_proj_weight; see qk_proj and v_proj")
+
+
+class SoftmaxFreeMultiheadAttention(nn.Module):
+    """Softmax-free attention with the constructor and the forward of ``nn.MultiheadAttention``.
+
+    Keys and queries share one projection, ``qk_proj``, as in SOFT (NeurIPS 2021); where ``kdim``
+    differs from ``embed_dim`` there are two, ``q_proj`` and ``k_proj``. Tokens are a sequence; for
+    maps and class tokens see ``SoftmaxFreeAttention``.
+
+    Args:
+        embed_dim: features of a query and of the output.
+        num_heads: heads; they divide ``embed_dim``.
+        dropout: of attention weights, which are never formed: anything but 0 is refused.
+        bias: whether the projections have one.
+        add_bias_kv: refused, as no landmark knows keys that are no tokens.
+        add_zero_attn: refused likewise.
+        kdim: features of a key, ``embed_dim`` by default.
+        vdim: features of a value, ``embed_dim`` by default.
+        batch_first: tensors are (batch, tokens, features), not (tokens, batch, features).
+        device: of the parameters.
+        dtype: of the parameters.
+        landmarks: a ``LandmarkSampler``; ``AvgPoolLandmarks(49)`` by default.
+        normalization: ``"token"`` by default, whose weights sum to 1 as those of softmax do; see
+            ``softmax_free_attention``.
+        pinv: what inverts the landmarks' Gram matrix, see ``softmax_free_attention``.
+        impl: ``"eager"``, ``"triton"`` or ``"auto"``, see ``softmax_free_attention``.
+
+    Raises:
+        TypeError: ``landmarks`` is no sampler.
+        ValueError: sizes do not fit, a choice is unknown, or an option cannot be honoured.
+
+    Example:
+        >>> attention = SoftmaxFreeMultiheadAttention(64, 2, batch_first=True)
+        >>> x = torch.randn(1, 10_000, 64)
+        >>> answer, _ = attention(x, x, x, need_weights=False)
+    """
+
+    # What nn.TransformerEncoder and its layers ask before they take their fused softmax path.
+    in_proj_weight = in_proj_bias = _NoFastPath()
+    _qkv_same_embed_dim = True
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        landmarks: LandmarkSampler | None = None,
+        normalization: str = "token",
+        pinv: str | Callable[[Tensor], Tensor] | None = None,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(
+                "embed_dim and num_heads must be positive, and num_heads must divide embed_dim, "
+                f"got {embed_dim} and {num_heads}"
+            )
+        if dropout:
+            raise ValueError(f"dropout must be 0, got {dropout}: {_NO_WEIGHTS_TO_DROP}")
+        for name, value in {"add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn}.items():
+            if value:
+                raise ValueError(f"{name} must be False: {_NO_ADDED_KEYS}")
+        if landmarks is not None and not isinstance(landmarks, LandmarkSampler):
+            raise TypeError(
+                "landmarks must be a LandmarkSampler such as softattn.AvgPoolLandmarks(49), got "
+                f"{landmarks!r}"
+            )
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_choice("impl", impl, IMPLEMENTATIONS)
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.kdim = embed_dim if kdim is None else kdim
+        self.vdim = embed_dim if vdim is None else vdim
+        self.dropout = 0.0
+        self.batch_first = batch_first
+        self.normalization = normalization
+        self.impl = impl
+
+        def projection(features: int) -> nn.Linear:
+            return nn.Linear(features, embed_dim, bias=bias, device=device, dtype=dtype)
+
+        if self.kdim == embed_dim:
+            self.qk_proj = projection(embed_dim)
+        else:
+            self.q_proj, self.k_proj = projection(embed_dim), projection(self.kdim)
+        self.v_proj = projection(self.vdim)
+        self.out_proj = projection(embed_dim)
+        self.landmarks = AvgPoolLandmarks() if landmarks is None else landmarks
+        self.pinv = resolve_pinv(pinv, impl)
+
+    @classmethod
+    def from_multihead_attention(
+        cls,
+        attention: nn.MultiheadAttention,
+        *,
+        landmarks: LandmarkSampler | None = None,
+        normalization: str = "token",
+        pinv: str | Callable[[Tensor], Tensor] | None = None,
+        impl: str = "auto",
+    ) -> Self:
+        """One with the projections of ``attention``.
+
+        The shared ``qk_proj`` is the mean of those of queries and keys, so that the two agree where
+        these were equal and keys have one norm, and need training elsewhere. Dropout of attention
+        weights is left out.
+
+        Args:
+            attention: what to carry over; it is not changed.
+            landmarks: of the constructor, as are the next three; it is used, not copied.
+            normalization: see there.
+            pinv: see there.
+            impl: see there.
+
+        Raises:
+            ValueError: ``attention`` has ``add_bias_kv`` or ``add_zero_attn``.
+        """
+        obstacle = _obstacle(attention)
+        if obstacle is not None:
+            raise ValueError(f"attention cannot be carried over: {obstacle}")
+        own = cls(
+            attention.embed_dim,
+            attention.num_heads,
+            bias=attention.in_proj_bias is not None,
+            kdim=attention.kdim,
+            vdim=attention.vdim,
+            batch_first=attention.batch_first,
+            device="meta",
+            landmarks=landmarks,
+            normalization=normalization,
+            pinv=pinv,
+            impl=impl,
+        )
+        (w_q, w_k, w_v), (b_q, b_k, b_v) = _weights(attention), _biases(attention)
+        if own.kdim == own.embed_dim:
+            bias = None if b_q is None or b_k is None else tied(b_q, b_k)
+            own.qk_proj = linear_of(tied(w_q, w_k), bias)
+        else:
+            own.q_proj, own.k_proj = linear_of(w_q, b_q), linear_of(w_k, b_k)
+        own.v_proj = linear_of(w_v, b_v)
+        own.out_proj = linear_of(attention.out_proj.weight, attention.out_proj.bias)
+        return own.train(attention.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends from ``query`` to ``key``; the very tensor that is ``query`` is self-attention.
+
+        ``need_weights`` is True unless told otherwise, as in ``nn.MultiheadAttention``, and writes
+        out what this attention is there to avoid.
+
+        Args:
+            query: (batch, n_q, embed_dim), or (n_q, batch, embed_dim) without ``batch_first``, or
+                (n_q, embed_dim) without a batch.
+            key: likewise, n_k tokens of kdim features.
+            value: likewise, n_k tokens of vdim features.
+            key_padding_mask: (batch, n_k), or (n_k,) without a batch: True, or −inf where others
+                are 0, where a token is padding. Padding is never read. A sample that is all
+                padding answers 0, not NaN, and so do padded queries in self-attention.
+            need_weights: return the attention weights too, in O(n_q n_k) time and memory.
+            attn_mask: refused: landmarks stand for many tokens and know no pairs.
+            average_attn_weights: the weights are the mean over the heads.
+            is_causal: refused likewise.
+
+        Returns:
+            The answer in the layout of ``query``; and the weights (batch, n_q, n_k), or (batch,
+            num_heads, n_q, n_k) where they are not averaged, without the batch where there is none,
+            or None. Single weights can be a little below 0, and only those of ``"token"`` sum to 1.
+
+        Raises:
+            TypeError: inputs are not floating point, or the mask is neither bool nor floating.
+            ValueError: shapes do not fit, or an option cannot be honoured.
+        """
+        check_causal(is_causal)
+        if attn_mask is not None:
+            raise ValueError(
+                "attn_mask says of every pair of tokens whether it counts, and landmarks, which "
+                "stand for many tokens, know no pairs; use key_padding_mask for padding"
+            )
+        self._check(query, key, value)
+        is_self = key is query
+        batched = query.ndim == 3
+        query, key, value = (self._batch_first(tokens) for tokens in (query, key, value))
+        padding = _as_padding(key_padding_mask, key, batched)
+        if padding is not None:
+            key, value = (tokens.masked_fill(padding[..., None], 0) for tokens in (key, value))
+        q_proj, k_proj = self._query_and_key_projections()
+        keys = self._heads(k_proj, key)
+        queries = keys if is_self else self._heads(q_proj, query)
+        landmarks, landmark_padding = pool_landmarks(self.landmarks, keys, padding)
+        attended = softmax_free_attention(
+            queries,
+            keys,
+            self._heads(self.v_proj, value),
+            landmarks,
+            normalization=self.normalization,
+            pinv=self.pinv,
+            key_padding_mask=padding,
+            landmark_padding_mask=landmark_padding,
+            impl=self.impl,
+        )
+        answer: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
+        if padding is not None:
+            silent = padding if is_self else padding.all(-1, keepdim=True)
+            answer = answer.masked_fill(silent[..., None], 0)
+        weights = None
+        if need_weights:
+            factors = attention_factors(
+                queries,
+                keys,
+                landmarks,
+                normalization=self.normalization,
+                pinv=self.pinv,
+                key_padding_mask=padding,
+                landmark_padding_mask=landmark_padding,
+            )
+            weights = factors.rows(torch.arange(queries.shape[2])).to(answer.dtype)
+            weights = weights.mean(1) if average_attn_weights else weights
+        if not batched:
+            return answer[0], None if weights is None else weights[0]
+        return answer if self.batch_first else answer.transpose(0, 1), weights
+
+    def extra_repr(self) -> str:
+        """Sizes and choices."""
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
+            f"batch_first={self.batch_first}, normalization={self.normalization!r}, "
+            f"impl={self.impl!r}"
+        )
+
+    def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        inputs = {
+            "query": (query, self.embed_dim),
+            "key": (key, self.kdim),
+            "value": (value, self.vdim),
+        }
+        for name, (tokens, features) in inputs.items():
+            check_floating(name, tokens)
+            if tokens.is_nested:
+                raise TypeError(f"{name} is a nested tensor; pad it and give key_padding_mask")
+            if tokens.ndim != query.ndim or not 2 <= tokens.ndim <= 3:
+                raise ValueError(
+                    "query, key and value must all be batches (3 dimensions), or none of them (2), "
+                    f"got {name} of shape {tuple(tokens.shape)}"
+                )
+            if tokens.shape[-1] != features:
+                raise ValueError(
+                    f"{name} must have {features} features, got shape {tuple(tokens.shape)}"
+                )
+        batch = 0 if self.batch_first else 1
+        if query.ndim == 3 and query.shape[batch] != key.shape[batch]:
+            raise ValueError(
+                f"query and key must agree in the batch, dimension {batch} with "
+                f"batch_first={self.batch_first}, got shapes {tuple(query.shape)} and "
+                f"{tuple(key.shape)}"
+            )
+        if key.shape[:-1] != value.shape[:-1]:
+            raise ValueError(
+                "key and value must agree in all but their features, got shapes "
+                f"{tuple(key.shape)} and {tuple(value.shape)}"
+            )
+
+    def _query_and_key_projections(self) -> tuple[nn.Linear, nn.Linear]:
+        if self.kdim == self.embed_dim:
+            return self.qk_proj, self.qk_proj
+        return self.q_proj, self.k_proj
+
+    def _batch_first(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim == 2:
+            return tokens[None]
+        return tokens if self.batch_first else tokens.transpose(0, 1)
+
+    def _heads(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
+        return rearrange(projection(tokens), "b n (h d) -> b h n d", h=self.num_heads)
+
+
+def swap_attention(
+    model: nn.Module,
+    *,
+    names: Collection[str] | None = None,
+    landmarks: LandmarkSampler | None = None,
+    normalization: str = "token",
+    pinv: str | Callable[[Tensor], Tensor] | None = None,
+    impl: str = "auto",
+) -> SwapReport:
+    """Puts a ``SoftmaxFreeMultiheadAttention`` in place of each ``nn.MultiheadAttention``.
+
+    Projections are carried over as ``SoftmaxFreeMultiheadAttention.from_multihead_attention`` says:
+    queries and keys are tied by the mean of theirs, so the model needs training. What is in an
+    ``nn.TransformerDecoderLayer``, as a rule causal or from one sequence to another, and what
+    cannot be carried over is left alone.
+
+    Args:
+        model: what is changed, in place.
+        names: of the modules to swap, all of them by default; those that are named are swapped in
+            decoder layers too.
+        landmarks: a ``LandmarkSampler`` of which each module gets its own copy;
+            ``AvgPoolLandmarks(49)`` by default.
+        normalization: of ``SoftmaxFreeMultiheadAttention``, as are the next two.
+        pinv: see there.
+        impl: see there.
+
+    Returns:
+        What was swapped and what was left alone.
+
+    Raises:
+        ValueError: a name is not that of an ``nn.MultiheadAttention``, there is nothing to swap, or
+            a choice is unknown.
+    """
+    if isinstance(model, nn.MultiheadAttention):
+        raise ValueError(
+            "model is itself the attention, which cannot be swapped in place; use "
+            "SoftmaxFreeMultiheadAttention.from_multihead_attention"
+        )
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.MultiheadAttention)
+    }
+    unknown = set(names or ()) - set(found)
+    if unknown:
+        raise ValueError(
+            f"names must be those of an nn.MultiheadAttention of the model ({', '.join(found)}), "
+            f"got {', '.join(sorted(unknown))}"
+        )
+    left_alone = {}
+    replacements: dict[nn.MultiheadAttention, SoftmaxFreeMultiheadAttention] = {}
+    swapped = {}
+    for name, attention in found.items():
+        reason = _reason_to_leave(model, name, attention, names)
+        if reason is not None:
+            left_alone[name] = reason
+            continue
+        replacements[attention] = SoftmaxFreeMultiheadAttention.from_multihead_attention(
+            attention,
+            landmarks=copy.deepcopy(landmarks),
+            normalization=normalization,
+            pinv=pinv,
+            impl=impl,
+        )
+        swapped[name] = f"without its dropout {attention.dropout}" if attention.dropout else ""
+    report = SwapReport(
+        swapped, left_alone, ("queries and keys share the mean of their projections",)
+    )
+    if not swapped:
+        raise ValueError(f"the model has no nn.MultiheadAttention to swap: {report}")
+    for name in swapped:
+        model.set_submodule(name, replacements[found[name]])
+    return report
+
+
+def _reason_to_leave(
+    model: nn.Module,
+    name: str,
+    attention: nn.MultiheadAttention,
+    names: Collection[str] | None,
+) -> str | None:
+    """Why the attention of this name is not to be swapped."""
+    if names is not None and name not in names:
+        return "it is not among the names"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if names is None and isinstance(parent, nn.TransformerDecoderLayer):
+        return "a decoder's, causal or from one sequence to another; swap it by its name"
+    return _obstacle(attention)
+
+
+def _obstacle(attention: nn.MultiheadAttention) -> str | None:
+    """Why an attention cannot be carried over."""
+    if type(attention) is not nn.MultiheadAttention:
+        return f"{type(attention).__name__} may compute something else than nn.MultiheadAttention"
+    if attention.bias_k is not None:
+        return f"add_bias_kv is True: {_NO_ADDED_KEYS}"
+    if attention.add_zero_attn:
+        return f"add_zero_attn is True: {_NO_ADDED_KEYS}"
+    return None
+
+
+def _weights(attention: nn.MultiheadAttention) -> tuple[Tensor, ...]:
+    if attention.in_proj_weight is not None:
+        return attention.in_proj_weight.chunk(3)
+    return attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
+
+
+def _biases(attention: nn.MultiheadAttention) -> tuple[Tensor | None, ...]:
+    bias = attention.in_proj_bias
+    return (None, None, None) if bias is None else bias.chunk(3)
+
+
+def _as_padding(mask: Tensor | None, keys: Tensor, batched: bool) -> Tensor | None:
+    """The mask as bool (batch, n_k), from one that is bool, or −inf at padding and 0 elsewhere."""
+    if mask is None:
+        return None
+    if isinstance(mask, Tensor) and mask.is_floating_point():
+        padding = mask == -torch.inf
+        # Reading back from the device would break a compiled graph.
+        if not torch.compiler.is_compiling() and not ((mask == 0) | padding).all():
+            raise ValueError(
+                "key_padding_mask must hold 0 and -inf alone where it is floating point: other "
+                "numbers are added to logits, which this attention has not"
+            )
+        mask = padding
+    if isinstance(mask, Tensor) and not batched:
+        mask = mask[None]
+    check_mask("key_padding_mask", mask, tuple(keys.shape[:2]), keys.device)
+    return mask
