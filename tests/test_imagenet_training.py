@@ -1,6 +1,7 @@
 """Training on real images: resumable to the bit, the same on two processes, clear when wrong."""
 
 import csv
+import math
 import os
 import re
 import shutil
@@ -10,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
@@ -167,6 +170,10 @@ def test_a_run_leaves_metrics_curves_events_and_weights(uninterrupted):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [row["updates"] for row in rows] == ["4", "8"]
     assert all(0 < float(row["train_loss"]) < 5 for row in rows)
+    # Three quarters of the way up at the last update of the warm-up; then along the cosine.
+    assert float(rows[0]["lr"]) == pytest.approx(1e-6 + 3 / 4 * (3e-3 - 1e-6))
+    cosine = (1 + math.cos(math.pi * 7 / 8)) / 2
+    assert float(rows[1]["lr"]) == pytest.approx(5e-5 + (3e-3 - 5e-5) * cosine)
     assert (uninterrupted / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list(uninterrupted.glob("events.out.tfevents.*"))
     assert not list(uninterrupted.glob(".*partial*"))
@@ -201,6 +208,18 @@ def test_training_learns(digits, tmp_path):
     recipe |= {"crop_scale": [0.9, 1.0], "horizontal_flip": 0, "ema_decay": None}
     run(digits, tmp_path / "run", recipe)
     assert float(metrics(tmp_path / "run")[-1]["top1"]) > 0.6  # by chance a quarter
+
+
+def test_the_average_moves_by_a_tenth():
+    recipe = Recipe(**SOFT, ema_decay=0.9, mixup=0, cutmix=0)
+    model = timm.create_model("soft_tiny", num_classes=4, **SOFT["model_options"])
+    training = Training(recipe, model, 4, updates_per_epoch=1, accelerator=Accelerator())
+    before = training.evaluated.head.weight.clone()
+    training.schedule.step_update = lambda update: None  # keeps the warm-up from the first update
+    training.update([(torch.randn(4, 3, 32, 32), torch.arange(4))])
+    after = training.model.head.weight
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(training.evaluated.head.weight, 0.9 * before + 0.1 * after)
 
 
 def test_accumulation_and_processes_share_out_the_same_batch(digits, tmp_path):
