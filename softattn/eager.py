@@ -9,7 +9,7 @@ from softattn.gaussian import gram_block
 from softattn.middle import TOKEN_DENOMINATOR_FLOOR, middle_factor
 from softattn.padding import blank_padding, gather_padding
 from softattn.precision import compute_dtype, without_autocast
-from softattn.streaming import gaussian_product, nearest_key_shift
+from softattn.streaming_operator import gaussian_product, nearest_key_shift
 
 
 def softmax_free_attention(

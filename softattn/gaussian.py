@@ -9,6 +9,7 @@ from softattn import operators
 from softattn.autograd import apply
 from softattn.implementation import runs_on_triton
 from softattn.precision import compute_dtype, promoted_under_autocast, without_autocast
+from softattn.tracing import is_exported
 from softattn.validation import check_scale, check_tokens
 
 
@@ -54,6 +55,10 @@ class _GramBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(query: Tensor, key: Tensor, scale: float) -> Tensor:
+        if is_exported():
+            # Other formats have no operator for it.
+            difference = query.unsqueeze(-2) - key.unsqueeze(-3)
+            return difference.square().sum(-1).mul(-scale / 2).exp()
         exact = "donot_use_mm_for_euclid_dist"
         distance = torch.cdist(query, key, compute_mode=exact)
         return distance.mul_(distance).mul_(-scale / 2).exp_()

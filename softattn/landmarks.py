@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from softattn.padding import inverse_permutation, places_with_padding_last
 from softattn.precision import compute_dtype
 from softattn.validation import as_sizes, check_choice, check_floating, check_mask
 
@@ -108,7 +109,7 @@ class AvgPoolLandmarks(LandmarkSampler):
                 f"num_landmarks={self.num_landmarks} has {len(self.num_landmarks)} dimensions and "
                 f"the grid {tuple(grid)} has {len(grid)}; give one number for each, or an int"
             )
-        return tuple(map(min, self.num_landmarks, grid))
+        return tuple(map(_at_most, self.num_landmarks, grid))
 
     def extra_repr(self) -> str:
         """The number of landmarks."""
@@ -257,11 +258,17 @@ def _check_tokens_on_grid(
     return check_grid(grid, n)
 
 
+def _at_most(count: int, size: int) -> int:
+    # ``min`` of a compiler's symbol is a symbol; a branch is settled when it is traced.
+    return count if size >= count else size
+
+
 def _split_by_aspect(count: int, grid: tuple[int, ...]) -> tuple[int, ...]:
     """At most ``count`` cells, close to it in number and to the grid in aspect."""
     if 0 in grid:
         return tuple(min(1, size) for size in grid)
-
+    if len(grid) == 1:
+        return (_at_most(count, grid[0]),)
     leading = product(*(range(1, min(size, count) + 1) for size in grid[:-1]))
     splits = [
         (*sizes, min(grid[-1], count // math.prod(sizes)))
@@ -295,11 +302,27 @@ def _mean_of_even_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> T
     """Means over ``count`` runs along ``dim``: the first n mod count are one longer."""
     if count == 0:
         return x.to(dtype)
+    if torch.compiler.is_compiling():
+        return _mean_of_indexed_runs(x, dim, count, dtype)
     length, longer = divmod(x.shape[dim], count)
     head = x.narrow(dim, 0, longer * (length + 1)).unflatten(dim, (longer, length + 1))
     tail = x.narrow(dim, longer * (length + 1), (count - longer) * length)
     tail = tail.unflatten(dim, (count - longer, length))
     return torch.cat([part.mean(dim + 1, dtype=dtype) for part in (head, tail)], dim)
+
+
+def _mean_of_indexed_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> Tensor:
+    """The same in shapes that are alike for all n, which a compiler needs to be done once."""
+    n = x.shape[dim]
+    length, longer = n // count, n % count
+    run = torch.arange(count, device=x.device)
+    member = torch.arange(length + 1, device=x.device)
+    start = run * length + run.clamp(max=longer)
+    place = (start[:, None] + member).clamp(max=n - 1)
+    size = (length + (run < longer)).view(-1, *[1] * (x.ndim - dim - 1))
+    is_member = member.view(-1, *[1] * (x.ndim - dim - 1)) < size.unsqueeze(1)
+    members = x.index_select(dim, place.flatten()).unflatten(dim, (count, length + 1))
+    return members.where(is_member, 0).sum(dim + 1, dtype=dtype) / size
 
 
 def _mean_of_runs(tokens: Tensor, count: int, padding: Tensor, dtype: torch.dtype) -> Tensor:
@@ -318,11 +341,14 @@ def _mean_of_runs(tokens: Tensor, count: int, padding: Tensor, dtype: torch.dtyp
     start = run * length + torch.minimum(run, longer)
     size = length + (run < longer)
     size = size.masked_fill(run >= runs, 0)
-    # The members of every run among the tokens that are left, (batch, count, longest run).
-    member = torch.arange(math.ceil(n / count), device=padding.device)
+    # The members of every run among the tokens that are left, (batch, count · longest run).
+    longest = n // count + 1
+    member = torch.arange(longest, device=padding.device)
     is_member = (member < size[..., None])[:, None, :, :, None]
-    place = (start[..., None] + member).clamp(max=n - 1).flatten(1)
-    left_first = padding.long().argsort(stable=True)
+    place = (start[..., None] + member).clamp(max=n - 1)
+    place = place.reshape(padding.shape[0], count * longest)
+    left_first = inverse_permutation(places_with_padding_last(padding))
     place = left_first.gather(1, place)[:, None, :, None]
-    members = tokens.take_along_dim(place, 2).unflatten(2, (count, -1)).where(is_member, 0)
+    place = place.expand(-1, tokens.shape[1], -1, tokens.shape[3])
+    members = tokens.gather(2, place).unflatten(2, (count, longest)).where(is_member, 0)
     return members.sum(3, dtype=dtype) / size.clamp(min=1)[:, None, :, None]

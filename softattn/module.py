@@ -218,7 +218,7 @@ def _convolve(
     if source.padding is not None:
         values = values.masked_fill(source.padding[:, None, :, None], 0)
     maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, source.grid)
-    local = rearrange(convolution(maps).flatten(2), "(b d) h n -> b h n d", b=len(values))
+    local = rearrange(convolution(maps).flatten(2), "(b d) h n -> b h n d", b=values.shape[0])
     return nn.functional.pad(local, (0, 0, prefix, 0))
 
 

@@ -20,3 +20,15 @@ def gather_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
 def blank_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Zeros at padded tokens, also where they held NaN."""
     return tokens if padding_mask is None else tokens.masked_fill(padding_mask[:, None, :, None], 0)
+
+
+def places_with_padding_last(padding_mask: Tensor) -> Tensor:
+    """Where each token of (batch, n) goes when padding moves behind the rest, else in order."""
+    kept = (~padding_mask).cumsum(-1)
+    return torch.where(padding_mask, kept[:, -1:] + padding_mask.cumsum(-1), kept) - 1
+
+
+def inverse_permutation(places: Tensor) -> Tensor:
+    """Which token of (batch, n) comes to each place, given the place of each token."""
+    tokens = torch.arange(places.shape[-1], device=places.device).expand_as(places)
+    return torch.empty_like(places).scatter(-1, places, tokens)

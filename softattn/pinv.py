@@ -1,6 +1,7 @@
 """Moore–Penrose pseudo-inverses by Newton's iteration: matrix products only."""
 
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -174,7 +175,7 @@ def resolve_pinv(
 
 def _check(method: str, ridge: float, iterations: int | None) -> None:
     check_choice("method", method, METHODS)
-    if not (isinstance(ridge, (int, float)) and math.isfinite(ridge) and ridge >= 0):
+    if not (isinstance(ridge, (int, float)) and 0 <= ridge < math.inf):
         raise ValueError(f"ridge must be a finite number, 0 or above, got {ridge!r}")
     if method == "minimax" and ridge < _LEAST_RIDGE:
         raise ValueError(
@@ -314,6 +315,9 @@ def _minimax(
     spectrum, and with it the number of steps, is known before anything is computed.
     """
     size = target.shape[-1]
+    if torch.compiler.is_compiling():
+        # The number of steps is settled when they are traced.
+        size, ridge = operator.index(size), _settled(ridge)
     norm = target.abs().sum(-1).amax(-1)[..., None, None]
     start = torch.eye(size, dtype=target.dtype, device=target.device) / norm
     lower = ridge / (size + ridge)
@@ -321,6 +325,13 @@ def _minimax(
         iterations = _minimax_iterations(lower, torch.finfo(target.dtype).eps)
     inverse = _newton(target, start, iterations, lower=lower, on_triton=on_triton)
     return inverse, _step_counts(target, iterations)
+
+
+def _settled(number: float) -> float:
+    """The number itself where a compiler, asked for dynamic sizes, has put a symbol for it."""
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+    return guard_scalar(number)
 
 
 def _raised(lower: float) -> float:

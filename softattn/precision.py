@@ -34,7 +34,8 @@ def autocasts(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which autocast leaves matrix products on ``device`` as they are."""
-    return torch.autocast(device.type, enabled=False) if _has_autocast(device) else nullcontext()
+    # Where it is off already, a context would only be in the way of what is exported.
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def _has_autocast(device: torch.device) -> bool:

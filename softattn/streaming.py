@@ -13,6 +13,7 @@ from torch import Tensor
 from softattn.autograd import apply
 from softattn.centering import median_token
 from softattn.precision import compute_dtype, without_autocast
+from softattn.tracing import is_exported
 
 # Elements of one tile of the kernel, over all batch items and heads: 2 MiB in float32.
 _TILE_ELEMENTS = 2**19
@@ -87,6 +88,36 @@ def nearest_key_shift(query: Tensor, key: Tensor, scale: float, padding: Tensor 
         return torch.cat(shift, -2).nan_to_num(posinf=0.0)
 
 
+def product_by_tiles(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    form: Tensor | None,
+    shift: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor | None]:
+    """``gaussian_product`` without its gradient."""
+    operands = _present(query, key, value, form, shift)
+    sums = _Tiles(operands).sum(lambda **tile: _product(**tile, scale=scale), operands)
+    return sums["product"], sums.get("quadratic")
+
+
+def gradients_by_tiles(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    form: Tensor | None,
+    shift: Tensor | None,
+    grad_product: Tensor,
+    grad_quadratic: Tensor | None,
+    scale: float,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``gaussian_product`` in Q, K, V and, with a form, M."""
+    operands = _present(query, key, value, form, shift, grad_product, grad_quadratic)
+    sums = _Tiles(operands).sum(lambda **tile: _gradients(**tile, scale=scale), operands)
+    return tuple(_in_dtype_of(operands, sums, "query", "key", "value", "form"))
+
+
 class _GaussianProduct(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -99,9 +130,7 @@ class _GaussianProduct(torch.autograd.Function):
         shift: Tensor | None,
         scale: float,
     ) -> tuple[Tensor, Tensor | None]:
-        operands = _present(query, key, value, form, shift)
-        sums = _Tiles(operands).sum(lambda **tile: _product(**tile, scale=scale), operands)
-        return sums["product"], sums.get("quadratic")
+        return product_by_tiles(query, key, value, form, shift, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -129,9 +158,9 @@ class _GaussianProductBackward(torch.autograd.Function):
         grad_quadratic: Tensor | None,
         scale: float,
     ) -> tuple[Tensor | None, ...]:
-        operands = _present(query, key, value, form, shift, grad_product, grad_quadratic)
-        sums = _Tiles(operands).sum(lambda **tile: _gradients(**tile, scale=scale), operands)
-        return tuple(_in_dtype_of(operands, sums, "query", "key", "value", "form"))
+        return gradients_by_tiles(
+            query, key, value, form, shift, grad_product, grad_quadratic, scale
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -239,6 +268,10 @@ class _Tiles:
         self.device = query.device
         n_q, n_k = self.n_q, self.n_k = query.shape[-2], key.shape[-2]
         self.center = median_token((key if n_k <= n_q else query).detach()).to(self.dtype)
+        if is_exported():
+            # An exported graph has no loop whose length depends on a size.
+            self.rows, self.cols = [slice(None)], [slice(None)]
+            return
         # A quadratic form needs whole rows of P.
         short = min(n_q, n_k) if "form" in operands else min(n_q, n_k, _SHORT_SIDE)
         batch = query.shape[:-2].numel()

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from softattn.landmarks import check_grid
+from softattn.padding import inverse_permutation, places_with_padding_last
 from softattn.validation import check_mask
 
 
@@ -16,14 +18,14 @@ class TokenBatch:
     features: (batch, n, embed_dim).
     grid: sizes whose product is n − num_prefix_tokens.
     padding: (batch, n), True where a token is padding, or None.
-    order: (batch, n), where each token of the sequence came from, or None if none has moved.
+    places: (batch, n), where each token of the sequence has gone, or None if none has moved.
     """
 
     features: Tensor
     grid: tuple[int, ...]
     num_prefix_tokens: int
     padding: Tensor | None
-    order: Tensor | None
+    places: Tensor | None
 
     @property
     def grid_padding(self) -> Tensor | None:
@@ -34,9 +36,9 @@ class TokenBatch:
         """Puts what was made of the tokens, (batch, n, …), back in their places, 0 for padding."""
         if self.padding is not None:
             output = output.masked_fill(self.padding.unsqueeze(-1), 0)
-        if self.order is None:
+        if self.places is None:
             return output
-        return output.gather(1, self.order.argsort(-1).unsqueeze(-1).expand_as(output))
+        return output.gather(1, self.places.unsqueeze(-1).expand_as(output))
 
 
 def arrange_tokens(
@@ -72,13 +74,13 @@ def arrange_tokens(
         )
     grid = check_grid(grid, n - num_prefix_tokens)
     check_mask("key_padding_mask", key_padding_mask, (batch, n), x.device)
-    order = None
+    places = None
     if key_padding_mask is not None:
         if len(grid) == 1:
-            at_end = key_padding_mask.int()
-            at_end[:, :num_prefix_tokens] = -1
-            order = at_end.argsort(dim=-1, stable=True)
+            in_grid = torch.arange(n, device=x.device) >= num_prefix_tokens
+            places = places_with_padding_last(key_padding_mask & in_grid)
+            order = inverse_permutation(places)
             key_padding_mask = key_padding_mask.gather(1, order)
             x = x.gather(1, order.unsqueeze(-1).expand_as(x))
         x = x.masked_fill(key_padding_mask.unsqueeze(-1), 0)
-    return TokenBatch(x, grid, num_prefix_tokens, key_padding_mask, order)
+    return TokenBatch(x, grid, num_prefix_tokens, key_padding_mask, places)

@@ -33,7 +33,7 @@ def check_scale(scale: float | None, query: Tensor) -> float:
     """The scale of the squared distance, 1/√d where none is given."""
     if scale is None:
         return 1 / math.sqrt(max(query.shape[-1], 1))
-    if not (isinstance(scale, Real) and math.isfinite(scale) and scale > 0):
+    if not (isinstance(scale, Real) and 0 < scale < math.inf):
         raise ValueError(f"scale must be a positive finite number or None, got {scale!r}")
     return float(scale)
 
@@ -46,7 +46,11 @@ def as_sizes(name: str, value: object, dimensions: int) -> tuple[int, ...]:
     """
     sizes = (value,) * dimensions if isinstance(value, SupportsIndex) else value
     if isinstance(sizes, Sequence) and all(isinstance(size, SupportsIndex) for size in sizes):
-        return tuple(operator.index(size) for size in sizes)
+        # The compilers' symbols are ints to them, and would become numbers.
+        return tuple(
+            size if isinstance(size, int | torch.SymInt) else operator.index(size)  # type: ignore[misc]
+            for size in sizes
+        )
     raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}")
 
 
@@ -68,7 +72,8 @@ def check_tokens(**tensors: Tensor) -> None:
     for name, shape in shapes.items():
         if len(shape) != 4:
             raise ValueError(f"{name} must be (batch, heads, tokens, features), got shape {shape}")
-    if len({(shape[0], shape[1], shape[3]) for shape in shapes.values()}) > 1:
+    outer = [(batch, heads, features) for batch, heads, _, features in shapes.values()]
+    if any(shape != outer[0] for shape in outer):
         raise ValueError(
             f"{_listed(list(shapes))} must agree in batch, heads and features, got shapes "
             + ", ".join(f"{name} {shape}" for name, shape in shapes.items())

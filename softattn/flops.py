@@ -1,0 +1,156 @@
+"""Importing this counts softattn's operators in ``torch.utils.flop_counter.FlopCounterMode``.
+
+It is not part of ``import softattn``, for PyTorch's counter imports Triton. A counter must be made
+after it. Without it what runs in PyTorch's own operators is counted, as on CPUs, and the rest is 0.
+
+What counts is what counts of PyTorch's own operators: the matrix products of the algorithm, 2 ·
+rows · inner · columns each, with every block of the kernel that is computed again. The squared
+distances between n and m tokens are a product of n · d · m. Exponentials, row sums and the pieces
+into which half precision cuts a factor do not count, nor do distances by differences, which
+``gaussian_kernel`` takes: so the number does not depend on dtype and device. That of 1 in [V 1],
+the row sums of ``"token"``, counts as a column of V.
+
+The arguments of each formula are the shapes of the operator's tensors and its other arguments.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from softattn import operators, streaming_operator  # noqa: F401, they define the operators
+
+Shape = Sequence[int]
+
+
+def _landmark_attention(
+    query: Shape,
+    key: Shape | None,
+    value: Shape,
+    landmarks: Shape,
+    middle: Shape,
+    padding: Shape | None,
+    scale: float,
+    quotient: bool,
+    **options: Any,
+) -> int:
+    pairs, n_q, n_k, m, d, columns = _sizes(query, key, value, landmarks, quotient)
+    # P_k and P_kᵀ [V 1]; M S; P_q and P_q W; for the diagonal P_q M.
+    passes = n_k * m * (d + columns) + m * m * columns + n_q * m * (d + columns)
+    diagonal = n_q * m * m if quotient and key is None else 0
+    return 2 * pairs * (passes + diagonal)
+
+
+def _landmark_attention_gradient(
+    grad: Shape,
+    query: Shape,
+    key: Shape | None,
+    value: Shape,
+    landmarks: Shape,
+    middle: Shape,
+    padding: Shape | None,
+    output: Shape,
+    sums: Shape,
+    denominator: Shape,
+    diagonal: Shape,
+    scale: float,
+    quotient: bool,
+    **options: Any,
+) -> int:
+    pairs, n_q, n_k, m, d, columns = _sizes(query, key, value, landmarks, quotient)
+    # P_q and dW = P_qᵀ G; M S, Mᵀ dW and dW Sᵀ.
+    first = n_q * m * (d + columns) + 3 * m * m * columns
+    # P, w L and wᵀ X, once where queries are keys; G Wᵀ; V dSᵀ; dV = P dS.
+    blocks = n_q if key is None else n_q + n_k
+    second = blocks * m * 3 * d + n_q * m * columns + n_k * m * (columns + value[3])
+    # Pᵀ diag(dc) P and P (M + Mᵀ).
+    diagonals = 2 * n_q * m * m if quotient and key is None else 0
+    return 2 * pairs * (first + second + diagonals)
+
+
+def _gaussian_attention(
+    query: Shape, key: Shape | None, value: Shape, *rest: Any, **options: Any
+) -> int:
+    pairs, n_q, n_k, _, d, columns = _sizes(query, key, value, query, False)
+    return 2 * pairs * n_q * n_k * (d + columns)
+
+
+def _gaussian_attention_gradient(
+    grad: Shape, query: Shape, key: Shape | None, value: Shape, *rest: Any, **options: Any
+) -> int:
+    pairs, n_q, n_k, _, d, columns = _sizes(query, key, value, query, False)
+    # P, G Vᵀ, w K and wᵀ Q; P again and dV = Pᵀ G.
+    return 2 * pairs * n_q * n_k * (4 * d + 2 * columns)
+
+
+def _gaussian_kernel(*rest: Any, **options: Any) -> int:
+    return 0
+
+
+def _gaussian_kernel_gradient(
+    grad: Shape, query: Shape, key: Shape, *rest: Any, **options: Any
+) -> int:
+    pairs, n_q, n_k, _, d, _ = _sizes(query, key, key, query, False)
+    # w K and wᵀ Q.
+    return 2 * pairs * n_q * n_k * 2 * d
+
+
+def _newton(target: Shape, start: Shape, lower: float, steps: int, **options: Any) -> int:
+    matrices, m, _ = target
+    # V A, and that times V.
+    return 2 * matrices * m**3 * 2 * steps
+
+
+def _newton_gradient(
+    grad: Shape, target: Shape, start: Shape, lower: float, steps: int, **options: Any
+) -> int:
+    matrices, m, _ = target
+    # The steps again, and five products for each.
+    return 2 * matrices * m**3 * 7 * steps
+
+
+def _gaussian_product(
+    query: Shape, key: Shape, value: Shape, form: Shape | None, *rest: Any, **options: Any
+) -> int:
+    pairs, n_q, n_k, _, d, columns = _sizes(query, key, value, query, False)
+    return 2 * pairs * n_q * n_k * (d + columns + (0 if form is None else n_k))
+
+
+def _gaussian_product_gradient(
+    grad_product: Shape,
+    grad_quadratic: Shape,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    form: Shape | None,
+    *rest: Any,
+    **options: Any,
+) -> int:
+    pairs, n_q, n_k, _, d, columns = _sizes(query, key, value, query, False)
+    # P, w K and wᵀ Q; G Vᵀ and Pᵀ G; P (M + Mᵀ) and Pᵀ diag(h) P.
+    return 2 * pairs * n_q * n_k * (3 * d + 2 * columns + (0 if form is None else 2 * n_k))
+
+
+def _sizes(
+    query: Shape, key: Shape | None, value: Shape, landmarks: Shape, quotient: bool
+) -> tuple[int, int, int, int, int, int]:
+    """Batch · heads, n_q, n_k, m, d, and the columns of V, with ones beside them or without."""
+    batch, heads, n_q, d = query
+    return batch * heads, n_q, value[2], landmarks[2], d, value[3] + (1 if quotient else 0)
+
+
+_FORMULAS = {
+    "landmark_attention": _landmark_attention,
+    "landmark_attention_gradient": _landmark_attention_gradient,
+    "gaussian_attention": _gaussian_attention,
+    "gaussian_attention_gradient": _gaussian_attention_gradient,
+    "gaussian_kernel": _gaussian_kernel,
+    "gaussian_kernel_gradient": _gaussian_kernel_gradient,
+    "newton": _newton,
+    "newton_gradient": _newton_gradient,
+    "gaussian_product": _gaussian_product,
+    "gaussian_product_gradient": _gaussian_product_gradient,
+}
+for _name, _formula in _FORMULAS.items():
+    register_flop_formula(getattr(torch.ops.softattn, _name))(_formula)  # type: ignore[arg-type]
