@@ -28,6 +28,8 @@ from examples.imagenet import (  # noqa: E402
     compare,
     history,
     image_folders,
+    images,
+    loading,
     train,
 )
 from examples.imagenet.errors import InputError  # noqa: E402
@@ -179,6 +181,17 @@ def test_a_run_leaves_metrics_curves_events_and_weights(uninterrupted):
     assert not list(uninterrupted.glob(".*partial*"))
 
 
+def test_every_validation_image_is_one_process_s(digits):
+    folder = images.open_split(digits, "val")
+    preparation = {"input_size": (3, 32, 32)}
+    shares = [
+        loading.evaluation_batches(folder, preparation, 5, loading.Share(process, 3))
+        for process in range(3)
+    ]
+    labels = [int(label) for share in shares for _, batch, _ in share for label in batch]
+    assert sorted(labels) == sorted(folder.targets)
+
+
 def test_trainings_are_compared(uninterrupted, tmp_path, monkeypatch, capsys):
     picture = tmp_path / "comparison.png"
     monkeypatch.setattr(
@@ -310,12 +323,17 @@ def test_too_few_images_are_said(digits, tmp_path, capsys):
     assert "64 training images are too few" in said
 
 
-def test_a_diverged_run_keeps_its_last_good_snapshot(digits, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_diverged_run_keeps_its_last_good_snapshot(
+    digits, tmp_path, monkeypatch, capsys, interrupted
+):
     update = Training.update
 
     def poisoned(self, batches):
         if self.epoch == 1:
             next(self.model.parameters()).data.fill_(torch.nan)
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGTERM)
         update(self, batches)
 
     monkeypatch.setattr(Training, "update", poisoned)
