@@ -32,14 +32,19 @@ ALLOWED = {
     "attention": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
     "factors": {"gaussian", "middle", "padding", "pinv", "precision", "validation"},
     "tokens": {"landmarks", "validation"},
+    "varlen": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
+    "ragged": {"validation"},
     "module": {
         "attention",
+        "factors",
         "implementation",
         "landmarks",
         "pinv",
         "precision",
+        "ragged",
         "tokens",
         "validation",
+        "varlen",
     },
 }
 
