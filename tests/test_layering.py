@@ -32,6 +32,7 @@ ALLOWED = {
     "attention": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
     "factors": {"gaussian", "middle", "padding", "pinv", "precision", "validation"},
     "tokens": {"landmarks", "validation"},
+    "plots": {"factors", "validation"},
     "varlen": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
     "ragged": {"validation"},
     "module": {
