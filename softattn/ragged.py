@@ -49,7 +49,8 @@ def as_ragged(name: str, x: Tensor, embed_dim: int, cu_seqlens: Tensor | None) -
     if x.is_nested:
         if cu_seqlens is not None:
             raise ValueError(f"{name} is nested and has its own offsets; leave out {offsets_name}")
-        if x.layout != torch.jagged or not _is_jagged_in_tokens(x) or x.shape[2] != embed_dim:
+        # Where the tokens are not what is jagged, the last size is symbolic and equals no number.
+        if x.layout != torch.jagged or x.ndim != 3 or x.shape[2] != embed_dim:
             raise ValueError(
                 f"{name} must be nested as (batch, jagged tokens, {embed_dim}) with layout="
                 "torch.jagged, as torch.nested.nested_tensor_from_jagged(tokens, offsets) makes it"
@@ -64,11 +65,6 @@ def as_ragged(name: str, x: Tensor, embed_dim: int, cu_seqlens: Tensor | None) -
         )
     check_cu_seqlens(offsets_name, cu_seqlens, len(x), x.device)
     return RaggedTokens(x, cu_seqlens.cpu(), None)
-
-
-def _is_jagged_in_tokens(x: Tensor) -> bool:
-    # The size that varies is symbolic.
-    return x.ndim == 3 and isinstance(x.shape[1], torch.SymInt)
 
 
 def _offsets(jagged: Tensor) -> Tensor:

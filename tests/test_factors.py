@@ -148,6 +148,24 @@ def test_factors_of_a_layer_are_its_matrix_in_place(
     )
 
 
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_padding_between_tokens_keeps_its_place(normalization, crossed):
+    attention = SoftmaxFreeAttention(6, 2, normalization=normalization, dtype=torch.float64)
+    attended = normal(1, 9, 6, seed=0)
+    mask = torch.tensor([[False, True, False, True, True, False, False, False, True]])
+    kept = (~mask[0]).nonzero()[:, 0]
+    x, context = (normal(1, 4, 6, seed=1), attended) if crossed else (attended, None)
+    factors = attention.attention_factors(x, context, key_padding_mask=mask, num_prefix_tokens=1)
+    left = (x, attended[:, kept]) if crossed else (attended[:, kept], None)
+    alone = attention.attention_factors(*left, num_prefix_tokens=1)
+    places = torch.arange(4) if crossed else kept
+    expected = torch.zeros(1, 2, x.shape[1], 9, dtype=torch.float64)
+    expected[:, :, places[:, None], kept] = alone.rows(range(len(places)))
+    torch.testing.assert_close(factors.rows(range(x.shape[1])), expected, **ROUNDING)
+    torch.testing.assert_close(factors.column_sums(), expected.sum(2), **ROUNDING)
+
+
 def test_factors_of_a_map_are_those_of_its_tokens():
     attention = SoftmaxFreeAttention(6, 2, normalization="token", dtype=torch.float64)
     maps = normal(2, 3, 4, 6, seed=0)

@@ -210,6 +210,19 @@ def test_autocast_rounds_inputs_and_outputs_alone():
     assert error < 40 * torch.finfo(torch.bfloat16).eps
 
 
+# Dynamo looks at every tensor's gradient when it resumes after a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+def test_compiles_but_not_whole():
+    torch.compiler.reset()
+    attention = layer(normalization="token")
+    x, cu_seqlens = normal(9, 6, seed=0), offsets([4, 0, 5])
+    compiled = torch.compile(attention, backend="eager")
+    expected = attention(x, cu_seqlens=cu_seqlens)
+    torch.testing.assert_close(compiled(x, cu_seqlens=cu_seqlens), expected, **EXACT)
+    jagged = compiled(nested_tensor_from_jagged(x, cu_seqlens))
+    torch.testing.assert_close(jagged.values(), expected, **EXACT)
+
+
 def test_memory_is_that_of_the_tokens():
     """No array is as large as the padded batch."""
     from test_memory import LargestTensor
