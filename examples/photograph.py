@@ -113,24 +113,16 @@ def approximation_errors(tokens: Tensor, grid: Grid) -> dict[str, float]:
 
 
 def attention_rows(tokens: Tensor, grid: Grid, num_landmarks: int, index: Tensor) -> AttentionRows:
-    """The rows ``index`` of the matrix that normalization="token" stands for.
-
-    With P = k(tokens, landmarks), A = k(landmarks, landmarks) and c_i = 1 − P_i A⁺ P_iᵀ, row i is
-    (P_i A⁺ Pᵀ + c_i e_i) / (P_i A⁺ Pᵀ 1 + c_i): its factors are n × m and m × m.
-    """
-    kernel = partial(softattn.gaussian_kernel, scale=kernel_scale(tokens))
+    """The rows ``index`` of the matrix that normalization="token" stands for, by its factors."""
     landmarks = softattn.AvgPoolLandmarks(num_landmarks)(tokens, grid)
-    chosen = tokens[:, :, index]
-    inverse = softattn.newton_pinv(kernel(landmarks, landmarks), method="minimax", ridge=0.01)
-    p_chosen, p = kernel(chosen, landmarks), kernel(tokens, landmarks)
-    weights = p_chosen @ inverse
-    rows = (weights @ p.mT)[0, 0]
-    rows[torch.arange(len(index)), index] += 1 - (weights * p_chosen).sum(-1)[0, 0]
-    rows /= rows.sum(-1, keepdim=True)
-
+    factors = softattn.attention_factors(
+        tokens, None, landmarks, normalization="token", scale=kernel_scale(tokens)
+    )
+    rows = factors.rows(index)[0, 0]
     layer = softmax_free(tokens, grid, num_landmarks)[0, 0, index]
     mismatch = (rows @ tokens[0, 0] - layer).abs().max() / layer.abs().max()
-    exact_rows = kernel(chosen, tokens)[0, 0]
+    exact_rows = softattn.gaussian_kernel(tokens[:, :, index], tokens, scale=kernel_scale(tokens))
+    exact_rows = exact_rows[0, 0]
     return AttentionRows(rows, exact_rows / exact_rows.sum(-1, keepdim=True), float(mismatch))
 
 

@@ -8,6 +8,7 @@ from softattn.implementation import Implementation, explain_impl
 from softattn.landmarks import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler
 from softattn.module import SoftmaxFreeAttention
 from softattn.pinv import NewtonPinv, PinvInfo, newton_pinv, newton_pinv_ex
+from softattn.varlen import softmax_free_attention_varlen
 
 __version__ = "0.1.0"
 
@@ -28,4 +29,5 @@ __all__ = [
     "newton_pinv_ex",
     "reference",
     "softmax_free_attention",
+    "softmax_free_attention_varlen",
 ]

@@ -91,16 +91,23 @@ def softmax_free_attention(
     check_mask("landmark_padding_mask", landmark_padding_mask, n_landmarks, keys.device)
     query, keys, value, landmarks = promoted_under_autocast(query, keys, value, landmarks)
     implementation = fused if runs_on_triton(impl, query, value, landmarks) else eager
-    return implementation.softmax_free_attention(
+    scale = check_scale(scale, query)
+    landmarks, middle = implementation.middle_of_landmarks(
+        landmarks,
+        normalization=normalization,
+        pinv=resolve_pinv(pinv, impl),
+        scale=scale,
+        landmark_padding_mask=landmark_padding_mask,
+    )
+    return implementation.landmark_attention(
         query,
         None if key is None else keys,
         value,
         landmarks,
+        middle,
         normalization=normalization,
-        pinv=resolve_pinv(pinv, impl),
-        scale=check_scale(scale, query),
+        scale=scale,
         key_padding_mask=key_padding_mask,
-        landmark_padding_mask=landmark_padding_mask,
     )
 
 

@@ -12,37 +12,46 @@ from softattn.precision import compute_dtype, without_autocast
 from softattn.streaming_operator import gaussian_product, nearest_key_shift
 
 
-def softmax_free_attention(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
+def middle_of_landmarks(
     landmarks: Tensor,
     *,
     normalization: str,
     pinv: Callable[[Tensor], Tensor],
     scale: float,
-    key_padding_mask: Tensor | None,
     landmark_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The landmarks with their padding out of the way, and the m × m factor between them."""
+    landmarks = gather_padding(landmarks.to(compute_dtype(landmarks)), landmark_padding_mask)
+    with without_autocast(landmarks.device):
+        gram = gram_block(landmarks, landmarks, scale)
+        return landmarks, middle_factor(gram, pinv, normalization, landmark_padding_mask)
+
+
+def landmark_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    *,
+    normalization: str,
+    scale: float,
+    key_padding_mask: Tensor | None,
 ) -> Tensor:
     """The operator of ``softattn.softmax_free_attention``, on checked arguments."""
     # 1. Padded tokens hold nothing, whatever was in them.
     is_self = key is None
     query, key, value = _without_padding(query, key, value, key_padding_mask)
-    landmarks = landmarks.to(compute_dtype(query, value))
-    landmarks = gather_padding(landmarks, landmark_padding_mask)
     with without_autocast(query.device):
-        # 2. A⁺, in which a padded landmark has no part.
-        gram = gram_block(landmarks, landmarks, scale)
-        inverse = middle_factor(gram, pinv, normalization, landmark_padding_mask)
-        # 3. S = P_kᵀ V, and u = P_kᵀ 1 beside it.
+        # 2. S = P_kᵀ V, and u = P_kᵀ 1 beside it.
         if normalization == "token":
             value_and_one = _with_ones(value, key_padding_mask)
             sums, _ = gaussian_product(landmarks, key, value_and_one, scale=scale)
         else:
             sums, _ = gaussian_product(landmarks, key, value, scale=scale)
-        # 4. O = P_q A⁺ S, for "token" over P_q A⁺ u, both with the diagonal put back.
-        weights = inverse @ sums
-        form = inverse if normalization == "token" and is_self else None
+        # 3. O = P_q A⁺ S, for "token" over P_q A⁺ u, both with the diagonal put back.
+        weights = middle @ sums
+        form = middle if normalization == "token" and is_self else None
         output, quadratic = gaussian_product(query, landmarks, weights, scale=scale, form=form)
         if normalization == "token":
             if quadratic is not None:

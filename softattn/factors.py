@@ -72,6 +72,23 @@ class AttentionFactors:
         sums = received[..., 0, :]
         return sums if self.diagonal is None else sums + self.diagonal * share
 
+    def reordered(self, queries: Tensor | None, keys: Tensor) -> "AttentionFactors":
+        """The matrix with other orders of its rows and columns.
+
+        Args:
+            queries: (batch, n_q), which row comes in each place; None keeps them.
+            keys: (batch, n_k), which column comes in each place.
+        """
+        query_side, diagonal, denominator = self.query_side, self.diagonal, self.denominator
+        if queries is not None:
+            query_side = query_side.take_along_dim(queries[:, None, :, None], 2)
+            diagonal, denominator = (
+                None if each is None else each.take_along_dim(queries[:, None], 2)
+                for each in (diagonal, denominator)
+            )
+        key_side = self.key_side.take_along_dim(keys[:, None, :, None], 2)
+        return AttentionFactors(query_side, self.middle, key_side, diagonal, denominator)
+
 
 def attention_factors(
     query: Tensor,

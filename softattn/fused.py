@@ -10,23 +10,33 @@ from softattn.padding import gather_padding
 from softattn.precision import without_autocast
 
 
-def softmax_free_attention(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
+def middle_of_landmarks(
     landmarks: Tensor,
     *,
     normalization: str,
     pinv: Callable[[Tensor], Tensor],
     scale: float,
-    key_padding_mask: Tensor | None,
     landmark_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The landmarks with their padding out of the way, and the m × m factor between them."""
+    landmarks = gather_padding(landmarks, landmark_padding_mask)
+    with without_autocast(landmarks.device):
+        gram = operators.gaussian_kernel(landmarks, landmarks, scale)
+        return landmarks, middle_factor(gram, pinv, normalization, landmark_padding_mask)
+
+
+def landmark_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    *,
+    normalization: str,
+    scale: float,
+    key_padding_mask: Tensor | None,
 ) -> Tensor:
     """The operator of ``softattn.softmax_free_attention``, on checked arguments."""
-    landmarks = gather_padding(landmarks, landmark_padding_mask)
-    with without_autocast(query.device):
-        gram = operators.gaussian_kernel(landmarks, landmarks, scale)
-        middle = middle_factor(gram, pinv, normalization, landmark_padding_mask)
     output, *_ = operators.landmark_attention(
         query,
         key,

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from softattn.padding import inverse_permutation, places_with_padding_last
 from softattn.precision import compute_dtype
-from softattn.validation import as_sizes, check_choice, check_floating, check_mask
+from softattn.validation import (
+    as_sizes,
+    check_choice,
+    check_cu_seqlens,
+    check_floating,
+    check_mask,
+)
 
 
 class LandmarkSampler(nn.Module, ABC):
@@ -39,6 +45,45 @@ class LandmarkSampler(nn.Module, ABC):
         self, grid: Sequence[int], key_padding_mask: Tensor | None
     ) -> Tensor | None:
         """(batch, m), True where a landmark saw padding alone; None where none can have."""
+
+    def forward_varlen(
+        self, tokens: Tensor, cu_seqlens: Tensor, *, num_prefix_tokens: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Landmarks of sequences packed one after the other, of each those it would have alone.
+
+        Args:
+            tokens: (total, heads, d), all sequences.
+            cu_seqlens: (batch + 1,), int32 or int64, on the CPU or with the tokens: where each
+                sequence begins, and total.
+            num_prefix_tokens: how many tokens at the beginning of each are left out.
+
+        Returns:
+            Landmarks (batch, heads, m, d) with the most that a sequence has as m, and (batch, m),
+            True where one is padding.
+
+        Raises:
+            TypeError: tokens are not floating point, or offsets not int32 or int64.
+            ValueError: offsets do not fit the tokens, or a sequence is shorter than its prefix.
+        """
+        check_floating("tokens", tokens)
+        if tokens.ndim != 3:
+            raise ValueError(f"tokens must be (total, heads, d), got shape {tuple(tokens.shape)}")
+        lengths = check_cu_seqlens("cu_seqlens", cu_seqlens, len(tokens), tokens.device)
+        if not 0 <= num_prefix_tokens <= min(lengths, default=num_prefix_tokens):
+            raise ValueError(
+                "num_prefix_tokens must lie between 0 and the length of the shortest sequence, got "
+                f"{num_prefix_tokens} and the lengths {lengths}"
+            )
+        landmarks = [
+            self(rearrange(sequence[num_prefix_tokens:], "n h d -> 1 h n d"))
+            for sequence in tokens.split(lengths)
+        ]
+        counts = torch.tensor([each.shape[2] for each in landmarks], dtype=torch.long)
+        most = max(counts.tolist(), default=0)
+        padded = [nn.functional.pad(each, (0, 0, 0, most - each.shape[2])) for each in landmarks]
+        nothing = tokens.new_zeros(0, tokens.shape[1], most, tokens.shape[2])
+        padding = torch.arange(most) >= counts[:, None]
+        return torch.cat([nothing, *padded]), padding.to(tokens.device)
 
 
 class AvgPoolLandmarks(LandmarkSampler):

@@ -1,16 +1,20 @@
 """The layer."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
+from softattn.factors import AttentionFactors, attention_factors
 from softattn.implementation import IMPLEMENTATIONS
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
 from softattn.pinv import resolve_pinv
 from softattn.precision import autocasts
+from softattn.ragged import RaggedTokens, as_ragged, is_ragged
 from softattn.tokens import TokenBatch, arrange_tokens
 from softattn.validation import (
     NORMALIZATIONS,
@@ -19,6 +23,7 @@ from softattn.validation import (
     check_choice,
     check_floating,
 )
+from softattn.varlen import softmax_free_attention_varlen
 
 
 class SoftmaxFreeAttention(nn.Module):
@@ -106,6 +111,8 @@ class SoftmaxFreeAttention(nn.Module):
         grid: Sequence[int] | None = None,
         key_padding_mask: Tensor | None = None,
         num_prefix_tokens: int = 0,
+        cu_seqlens: Tensor | None = None,
+        context_cu_seqlens: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
         """Attends from the tokens of ``x`` to themselves, or to those of ``context``.
@@ -113,9 +120,14 @@ class SoftmaxFreeAttention(nn.Module):
         ``grid``, ``key_padding_mask`` and ``num_prefix_tokens`` describe the tokens that are
         attended to.
 
+        Sequences of different lengths need no padding: they come as a nested tensor of layout
+        ``torch.jagged``, (batch, jagged tokens, embed_dim), or packed one after the other with
+        ``cu_seqlens``. Each answers what it would alone. ``softmax_free_attention_varlen`` tells
+        what that costs.
+
         Args:
             x: (batch, tokens, embed_dim), or a channels-last map (batch, *grid, embed_dim) of two
-                or three grid dimensions.
+                or three grid dimensions; jagged; or packed, (total, embed_dim).
             context: likewise; landmarks, keys and values then come from it. The very tensor that
                 is ``x`` is self-attention.
             grid: one, two or three sizes whose product is the number of tokens without prefix
@@ -125,53 +137,112 @@ class SoftmaxFreeAttention(nn.Module):
                 On a grid of one dimension a padded sample answers what it would unpadded.
             num_prefix_tokens: how many tokens before the grid, such as a class token, are queries
                 and keys but have no part in the grid, the landmarks and the value convolution.
+                Of sequences of different lengths each begins with its own.
+            cu_seqlens: (batch + 1,), int32 or int64: where each sequence that is packed in ``x``
+                begins, and total. On the CPU or the device of ``x``, from which it is read back.
+            context_cu_seqlens: likewise of ``context``.
             is_causal: not offered; True raises and says why.
 
         Returns:
-            The shape of ``x``, in its dtype, or autocast's.
+            The shape of ``x``, jagged where ``x`` is, in its dtype, or autocast's.
 
         Raises:
-            TypeError: inputs that are not floating point, of another dtype than the parameters, or
-                a mask that is not bool.
-            ValueError: shapes that do not fit each other, the grid or the layer.
+            TypeError: inputs that are not floating point, of another dtype than the parameters, a
+                mask that is not bool, or offsets that are not int32 or int64.
+            ValueError: shapes that do not fit each other, the grid, the offsets or the layer.
         """
         check_causal(is_causal)
-        if context is x:
-            context = None
-        self._check("x", x)
-        if context is not None:
-            self._check("context", context)
-            if self.value_conv is not None:
+        if context is x and (context_cu_seqlens is None or context_cu_seqlens is cu_seqlens):
+            context = context_cu_seqlens = None
+        self._check_value_conv(context)
+        if is_ragged(x, cu_seqlens) or is_ragged(context, context_cu_seqlens):
+            if grid is not None or key_padding_mask is not None:
                 raise ValueError(
-                    "value_conv adds the values around each token to its own output, and in "
-                    "cross-attention the values are not at the queries' places; use value_conv=0"
+                    "sequences of different lengths have one dimension each and no padding: leave "
+                    "out grid and key_padding_mask; maps of different sizes must be padded to one"
                 )
-        source = arrange_tokens(
-            x if context is None else context, grid, key_padding_mask, num_prefix_tokens
-        )
-        keys = self._heads(self.qk_proj, source.features)
+            if context is None and context_cu_seqlens is not None:
+                raise ValueError(
+                    "context_cu_seqlens says where the sequences of context begin: give context, "
+                    "or leave it out"
+                )
+            queries_from = self._as_ragged("x", x, cu_seqlens)
+            keys_from = None
+            if context is not None:
+                keys_from = self._as_ragged("context", context, context_cu_seqlens)
+            return self._attend_ragged(queries_from, keys_from, num_prefix_tokens)
+
+        inputs = self._project(x, context, grid, key_padding_mask, num_prefix_tokens)
+        source = inputs.source
         values = self._heads(self.v_proj, source.features)
-        queries = keys if context is None else self._heads(self.qk_proj, x.flatten(1, -2))
-        where = (source.grid, source.grid_padding)
         attended = softmax_free_attention(
-            queries,
-            keys,
+            inputs.queries,
+            inputs.keys,
             values,
-            self.landmarks(keys[:, :, num_prefix_tokens:], *where),
+            inputs.landmarks,
             normalization=self.normalization,
             pinv=self.pinv,
             key_padding_mask=source.padding,
-            landmark_padding_mask=self.landmarks.landmark_padding_mask(*where),
+            landmark_padding_mask=inputs.landmark_padding_mask,
             impl=self.impl,
         )
         if self.value_conv is not None:
-            attended = attended + _convolve(self.value_conv, values, source)
+            if source.padding is not None:
+                values = values.masked_fill(source.padding[:, None, :, None], 0)
+            attended = attended + _convolve(self.value_conv, values, source.grid)
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if context is None:
             output = source.restore(output)
         elif source.padding is not None:
             output = output.masked_fill(source.padding.all(-1)[:, None, None], 0)
         return output.reshape(x.shape)
+
+    def attention_factors(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+        num_prefix_tokens: int = 0,
+    ) -> AttentionFactors:
+        """The attention matrix of each head, as a call with these arguments uses it, in factors.
+
+        Its rows are the tokens of ``x`` and its columns those that are attended to, maps in
+        row-major order: prefix tokens first, padding in its place with weights of 0. Rows times
+        projected values are what ``out_proj`` takes, but for what ``value_conv`` adds. Sequences
+        of different lengths have one matrix each, so they are given one by one.
+
+        Args:
+            x: (batch, tokens, embed_dim) or (batch, *grid, embed_dim), see ``forward``.
+            context: see ``forward``.
+            grid: see ``forward``.
+            key_padding_mask: see ``forward``.
+            num_prefix_tokens: see ``forward``.
+
+        Returns:
+            Factors with batch and heads in front, see ``softattn.AttentionFactors``.
+
+        Raises:
+            TypeError: see ``forward``.
+            ValueError: see ``forward``.
+        """
+        if context is x:
+            context = None
+        inputs = self._project(x, context, grid, key_padding_mask, num_prefix_tokens)
+        source = inputs.source
+        factors = attention_factors(
+            inputs.queries,
+            inputs.keys,
+            inputs.landmarks,
+            normalization=self.normalization,
+            pinv=self.pinv,
+            key_padding_mask=source.padding,
+            landmark_padding_mask=inputs.landmark_padding_mask,
+        )
+        if source.places is None:
+            return factors
+        return factors.reordered(None if context is not None else source.places, source.places)
 
     def extra_repr(self) -> str:
         """Sizes and choices."""
@@ -180,13 +251,85 @@ class SoftmaxFreeAttention(nn.Module):
             f"normalization={self.normalization!r}, impl={self.impl!r}"
         )
 
+    def _project(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        grid: Sequence[int] | None,
+        key_padding_mask: Tensor | None,
+        num_prefix_tokens: int,
+    ) -> "_Projected":
+        """Checks the inputs of a call, arranges and projects them."""
+        for name, tokens in (("x", x), ("context", x if context is None else context)):
+            self._check(name, tokens)
+            is_map = not tokens.is_nested and 3 <= tokens.ndim <= 5
+            if not is_map or tokens.shape[-1] != self.embed_dim:
+                shape = "a nested tensor" if tokens.is_nested else f"shape {tuple(tokens.shape)}"
+                raise ValueError(
+                    f"{name} must be (batch, tokens, {self.embed_dim}) or (batch, *grid, "
+                    f"{self.embed_dim}) with two or three grid dimensions, got {shape}"
+                )
+        source = arrange_tokens(
+            x if context is None else context, grid, key_padding_mask, num_prefix_tokens
+        )
+        keys = self._heads(self.qk_proj, source.features)
+        where = (source.grid, source.grid_padding)
+        return _Projected(
+            source,
+            keys if context is None else self._heads(self.qk_proj, x.flatten(1, -2)),
+            None if context is None else keys,
+            self.landmarks(keys[:, :, num_prefix_tokens:], *where),
+            self.landmarks.landmark_padding_mask(*where),
+        )
+
+    def _as_ragged(self, name: str, x: Tensor, cu_seqlens: Tensor | None) -> RaggedTokens:
+        self._check(name, x)
+        return as_ragged(name, x, self.embed_dim, cu_seqlens)
+
+    def _attend_ragged(
+        self, queries_from: RaggedTokens, keys_from: RaggedTokens | None, num_prefix_tokens: int
+    ) -> Tensor:
+        source = queries_from if keys_from is None else keys_from
+        keys = self._packed_heads(self.qk_proj, source)
+        values = self._packed_heads(self.v_proj, source)
+        landmarks, landmark_padding_mask = self.landmarks.forward_varlen(
+            keys, source.cu_seqlens, num_prefix_tokens=num_prefix_tokens
+        )
+        attended = softmax_free_attention_varlen(
+            keys if keys_from is None else self._packed_heads(self.qk_proj, queries_from),
+            None if keys_from is None else keys,
+            values,
+            landmarks,
+            queries_from.cu_seqlens,
+            None if keys_from is None else keys_from.cu_seqlens,
+            normalization=self.normalization,
+            pinv=self.pinv,
+            landmark_padding_mask=landmark_padding_mask,
+            impl=self.impl,
+        )
+        if self.value_conv is not None:
+            around = [
+                _convolve(
+                    self.value_conv,
+                    rearrange(sequence, "n h d -> 1 h n d"),
+                    (sequence.shape[0] - num_prefix_tokens,),
+                )
+                for sequence in source.split(values)
+            ]
+            attended = attended + torch.cat(
+                [values[:0], *(rearrange(each, "1 h n d -> n h d") for each in around)]
+            )
+        return queries_from.restore(self.out_proj(attended.flatten(1)))
+
+    def _check_value_conv(self, context: Tensor | None) -> None:
+        if context is not None and self.value_conv is not None:
+            raise ValueError(
+                "value_conv adds the values around each token to its own output, and in "
+                "cross-attention the values are not at the queries' places; use value_conv=0"
+            )
+
     def _check(self, name: str, x: Tensor) -> None:
         check_floating(name, x)
-        if not 3 <= x.ndim <= 5 or x.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"{name} must be (batch, tokens, {self.embed_dim}) or (batch, *grid, "
-                f"{self.embed_dim}) with two or three grid dimensions, got shape {tuple(x.shape)}"
-            )
         weight = self.qk_proj.weight
         if x.device != weight.device:
             raise ValueError(
@@ -202,22 +345,33 @@ class SoftmaxFreeAttention(nn.Module):
     def _heads(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         return rearrange(projection(tokens), "b n (h d) -> b h n d", h=self.num_heads)
 
+    def _packed_heads(self, projection: nn.Linear, tokens: RaggedTokens) -> Tensor:
+        return rearrange(projection(tokens.features), "n (h d) -> n h d", h=self.num_heads)
+
+
+class _Projected(NamedTuple):
+    """What a call attends with: queries, keys (None in self-attention) and landmarks by head."""
+
+    source: TokenBatch
+    queries: Tensor
+    keys: Tensor | None
+    landmarks: Tensor
+    landmark_padding_mask: Tensor | None
+
 
 def _convolve(
-    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, values: Tensor, source: TokenBatch
+    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, values: Tensor, grid: tuple[int, ...]
 ) -> Tensor:
-    """The value convolution over the grid, 0 at prefix tokens: (batch, heads, n, d)."""
-    prefix, dimensions = source.num_prefix_tokens, len(convolution.kernel_size)
-    if len(source.grid) != dimensions:
+    """The value convolution over the grid, 0 at the tokens before it: (batch, heads, n, d)."""
+    prefix, dimensions = values.shape[2] - math.prod(grid), len(convolution.kernel_size)
+    if len(grid) != dimensions:
         raise ValueError(
             f"value_conv={convolution.kernel_size} is for grids of {dimensions} dimensions, got "
-            f"the grid {source.grid}; give one size for each dimension"
+            f"the grid {grid}; give one size for each dimension"
         )
-    if values.numel() == 0 or 0 in source.grid:
+    if values.numel() == 0 or 0 in grid:
         return torch.zeros_like(values)
-    if source.padding is not None:
-        values = values.masked_fill(source.padding[:, None, :, None], 0)
-    maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, source.grid)
+    maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, grid)
     local = rearrange(convolution(maps).flatten(2), "(b d) h n -> b h n d", b=values.shape[0])
     return nn.functional.pad(local, (0, 0, prefix, 0))
 

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Real
 from typing import SupportsIndex
 
@@ -124,6 +125,29 @@ def check_mask(
         raise ValueError(f"{name} must be (batch, tokens) = {shape}, got shape {tuple(mask.shape)}")
     if mask.device != device:
         raise ValueError(f"{name} must be on {device} as the tokens are, got {mask.device}")
+
+
+def check_cu_seqlens(
+    name: str, cu_seqlens: object, total: int, device: torch.device
+) -> tuple[int, ...]:
+    """The lengths of sequences that lie one after the other, from where they begin and end."""
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        kind = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise TypeError(f"{name} must be an int32 or int64 tensor, got {kind}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0:
+        raise ValueError(f"{name} must be (batch + 1,), got shape {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.device.type != "cpu" and cu_seqlens.device != device:
+        raise ValueError(
+            f"{name} must be on the CPU or on {device} as the tokens are, got {cu_seqlens.device}"
+        )
+    ends = cu_seqlens.tolist()
+    lengths = tuple(end - start for start, end in pairwise(ends))
+    if ends[0] != 0 or ends[-1] != total or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"{name} must begin with 0, never decrease, and end with the number of tokens, "
+            f"{total}; got {ends}"
+        )
+    return lengths
 
 
 def _listed(names: list[str]) -> str:

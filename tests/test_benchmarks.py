@@ -106,6 +106,17 @@ def test_scaling_reports_the_fraction_of_the_traffic_limit(tmp_path):
         assert limit["fraction_of_traffic_limit"] == pytest.approx(seconds / measured)
 
 
+def test_ragged_times_every_way(tmp_path):
+    sizes = "--sequences 3 --longest 400 --embed-dim 8 --heads 2 --rounds 1 --seconds-per-cell 0.01"
+    content, output = run_benchmark(f"ragged {sizes}", tmp_path)
+    cells = content["cells"]
+    assert len(cells) == 8
+    assert all(set(cell["timings"]) == {"packed", "padded", "one by one"} for cell in cells)
+    waste = {cell["batch"]: cell["waste"] for cell in cells}
+    assert waste["one long"] == pytest.approx(2)
+    assert "one long" in output
+
+
 @pytest.mark.parametrize(
     ("normalization", "forward", "both"), [("none", 4, 11), ("landmark", 4, 11), ("token", 5, 14)]
 )

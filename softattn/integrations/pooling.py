@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from softattn.landmarks import LandmarkSampler, check_grid
+from softattn.padding import inverse_permutation, places_with_padding_last
 
 
 def pool_landmarks(
@@ -38,7 +39,7 @@ def pool_landmarks(
     if key_padding_mask is not None:
         padding = key_padding_mask[:, num_prefix_tokens:]
         if len(grid) == 1:
-            order = padding.int().argsort(dim=-1, stable=True)
+            order = inverse_permutation(places_with_padding_last(padding))
             padding = padding.gather(1, order)
             tokens = tokens.take_along_dim(order[:, None, :, None], 2)
     return sampler(tokens, grid, padding), sampler.landmark_padding_mask(grid, padding)
