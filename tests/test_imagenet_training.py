@@ -223,16 +223,32 @@ def test_training_learns(digits, tmp_path):
     assert float(metrics(tmp_path / "run")[-1]["top1"]) > 0.6  # by chance a quarter
 
 
-def test_the_average_moves_by_a_tenth():
-    recipe = Recipe(**SOFT, ema_decay=0.9, mixup=0, cutmix=0)
+def after_one_update(**recipe) -> tuple[torch.Tensor, Training]:
+    """A weight before an update by the whole learning rate, and the training after it."""
+    recipe = Recipe(**SOFT, mixup=0, cutmix=0, warmup_lr=1e-3, **recipe)
+    torch.manual_seed(0)
     model = timm.create_model("soft_tiny", num_classes=4, **SOFT["model_options"])
     training = Training(recipe, model, 4, updates_per_epoch=1, accelerator=Accelerator())
-    before = training.evaluated.head.weight.clone()
-    training.schedule.step_update = lambda update: None  # keeps the warm-up from the first update
+    before = training.model.head.weight.clone()
     training.update([(torch.randn(4, 3, 32, 32), torch.arange(4))])
+    return before, training
+
+
+def test_the_average_moves_by_a_tenth():
+    before, training = after_one_update(ema_decay=0.9)
     after = training.model.head.weight
     assert not torch.equal(before, after)
     torch.testing.assert_close(training.evaluated.head.weight, 0.9 * before + 0.1 * after)
+
+
+def test_gradients_are_clipped():
+    # AdamW's step does not know the gradient's size until it is below its eps.
+    steps = []
+    for clip_grad in (1.0, 1e-12):
+        before, training = after_one_update(clip_grad=clip_grad, weight_decay=0)
+        steps.append(float((training.model.head.weight - before).abs().max()))
+    assert steps[0] > 5e-4
+    assert steps[1] < 1e-6
 
 
 def test_accumulation_and_processes_share_out_the_same_batch(digits, tmp_path):
