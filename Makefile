@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m examples.quickstart
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

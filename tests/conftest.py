@@ -32,6 +32,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)  # the other cores are the other workers'
     # Triton reads it where a kernel is defined.
     if config.getoption("--device") == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
