@@ -105,7 +105,7 @@ def attention_factors(
 
     They take O(n m) memory. The arguments are those of ``softmax_free_attention``.
 
-    Example:
+    Examples:
         >>> tokens = torch.randn(1, 2, 1000, 32)
         >>> landmarks = AvgPoolLandmarks(49)(tokens)
         >>> factors = attention_factors(tokens, None, landmarks, normalization="token")

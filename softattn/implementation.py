@@ -46,7 +46,7 @@ def explain_impl(
         The name of the implementation, ``"eager"`` or ``"triton"``, and the reason. It does not
         raise where the call would: then the reason says what stands against ``impl``.
 
-    Example:
+    Examples:
         >>> explain_impl(torch.randn(1, 2, 100, 32))
         Implementation(name='eager', reason='the tensors are on cpu, Triton runs on CUDA and ROCm')
     """

@@ -49,7 +49,7 @@ class SoftmaxFreeAttention(nn.Module):
     Raises:
         ValueError: sizes do not fit, or a choice is unknown or cannot run.
 
-    Example:
+    Examples:
         >>> attention = SoftmaxFreeAttention(embed_dim=64, num_heads=2)
         >>> attention(torch.randn(1, 56, 40, 64)).shape
         torch.Size([1, 56, 40, 64])

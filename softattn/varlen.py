@@ -69,7 +69,7 @@ def softmax_free_attention_varlen(
         ValueError: shapes do not fit, offsets do not begin with 0, decrease or do not end with the
             number of tokens, devices differ, or a choice is unknown or cannot run.
 
-    Example:
+    Examples:
         >>> tokens = torch.randn(1000, 2, 32)
         >>> cu_seqlens = torch.tensor([0, 700, 700, 1000])
         >>> landmarks, padding = AvgPoolLandmarks(49).forward_varlen(tokens, cu_seqlens)

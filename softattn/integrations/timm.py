@@ -160,7 +160,7 @@ def swap_attention(
             ``landmarks`` is no sampler.
         ValueError: there is no such block, nothing to swap, or the model drops patches.
 
-    Example:
+    Examples:
         >>> model = timm.create_model("vit_tiny_patch16_224")
         >>> print(swap_attention(model, landmarks=AvgPoolLandmarks(49)))
     """

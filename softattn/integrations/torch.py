@@ -72,7 +72,7 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         TypeError: ``landmarks`` is no sampler.
         ValueError: sizes do not fit, a choice is unknown, or an option cannot be honoured.
 
-    Example:
+    Examples:
         >>> attention = SoftmaxFreeMultiheadAttention(64, 2, batch_first=True)
         >>> x = torch.randn(1, 10_000, 64)
         >>> answer, _ = attention(x, x, x, need_weights=False)

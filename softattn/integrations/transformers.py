@@ -68,7 +68,7 @@ def register_attention(
         ValueError: ``landmarks`` has parameters, a choice is unknown, or the name is another
             implementation's.
 
-    Example:
+    Examples:
         >>> register_attention("softattn", landmarks=AvgPoolLandmarks(64))
         >>> model = AutoModel.from_config(BertConfig(), attn_implementation="softattn")
     """
