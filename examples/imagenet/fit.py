@@ -167,7 +167,12 @@ class _Run:
             loading.training_batches(self.images, recipe, self.share, epoch, first_update=first)
         )
         self.screen.unreadable = 0
-        start = time.perf_counter()
+        per_update = recipe.batch_size * recipe.accumulate * self.share.processes
+        before, start = training.updates, time.perf_counter()
+
+        def images_per_second() -> float:
+            return (training.updates - before) * per_update / (time.perf_counter() - start)
+
         # Each update takes as many batches from the one reader.
         for batches in zip(*[reader] * recipe.accumulate, strict=True):
             for *_, unreadable in batches:
@@ -176,13 +181,14 @@ class _Run:
             description = None
             if training.updates % LOOK_EVERY == 0:
                 loss = training.mean_loss()
-                description = f"epoch {epoch + 1} of {recipe.epochs}, loss {loss:.3f}"
+                description = (
+                    f"epoch {epoch + 1} of {recipe.epochs}, loss {loss:.3f}, "
+                    f"{images_per_second():.0f} images/s"
+                )
             bar.advance(1, description)
             if training.updates_into_epoch:
                 self._save_in_epoch()
-        updates = training.updates_per_epoch - first
-        per_update = recipe.batch_size * recipe.accumulate * self.share.processes
-        return updates * per_update / (time.perf_counter() - start)
+        return images_per_second()
 
     def _close_epoch(self, images_per_second: float) -> None:
         """Evaluates, notes the epoch and keeps the weights."""
