@@ -17,6 +17,10 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
+        # Some libraries write files that nobody else may read.
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)

@@ -6,7 +6,7 @@ out/imagenet/comparison.png; the folders are those that ``examples.imagenet.trai
 
 import argparse
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -55,6 +55,15 @@ def read(folder: Path) -> Run:
     )
 
 
+def _told_apart(runs: list[Run], folders: list[Path]) -> list[Run]:
+    """Runs of one model are named by their folders too."""
+    names = [run.name for run in runs]
+    return [
+        run if names.count(run.name) == 1 else replace(run, name=f"{run.name} ({folder})")
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
 def table(runs: list[Run]) -> Table:
     """A row for each training."""
     drawn = Table()
@@ -97,7 +106,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("out/imagenet/comparison.png"))
     arguments = parser.parse_args()
     try:
-        runs = [read(folder) for folder in arguments.folders]
+        runs = _told_apart([read(folder) for folder in arguments.folders], arguments.folders)
     except InputError as error:
         parser.exit(1, f"error: {error}\n")
     Console().print(table(runs))

@@ -2,14 +2,14 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from accelerate import Accelerator
 from timm.data import resolve_model_data_config
-from torch import Tensor
 
 from examples.imagenet import checkpoint, loading, snapshot
 from examples.imagenet.errors import InputError
@@ -74,7 +74,7 @@ def fit(
         Interrupted: by a signal, after a snapshot.
         InputError: recipe, images and what is in ``settings.out`` do not fit.
     """
-    with noticing_interruption() as interruption:
+    with noticing_interruption(screen.print) as interruption:
         run = _Run(recipe, folders, settings, accelerator, screen, interruption)
         run.resume()
         run.finish()
@@ -106,13 +106,10 @@ class _Run:
             settings.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
-        options: dict[str, Any] = {"num_classes": len(folders.classes), **recipe.model_options}
+        options: dict[str, Any] = {**recipe.model_options, "num_classes": len(folders.classes)}
         if recipe.drop_path:
             options["drop_path_rate"] = recipe.drop_path
-        if not timm.is_model(recipe.model):
-            raise InputError(f"timm has no model {recipe.model!r}; timm.list_models() lists them")
-        seed_all("model", recipe.seed)
-        model: Any = timm.create_model(recipe.model, **options)
+        model = _create(recipe, options)
         if settings.grad_checkpointing:
             model.set_grad_checkpointing()
         self.preparation = resolve_model_data_config(model, {"img_size": recipe.image_size})
@@ -134,9 +131,13 @@ class _Run:
             settings.channels_last,
         )
         self.history = History(settings.out)
-        self.circumstances = snapshot.circumstances(
-            recipe, len(self.images), folders.classes, accelerator.num_processes
-        )
+        self.circumstances = {
+            **asdict(recipe),
+            "training images": len(self.images),
+            "classes": folders.classes,
+            "processes": accelerator.num_processes,
+            "precision": accelerator.mixed_precision,
+        }
         self.last_saved = time.monotonic()
 
     @property
@@ -148,11 +149,24 @@ class _Run:
         if self.snapshot_path.exists():
             snapshot.resume(self.snapshot_path, self.training, self.history, self.circumstances)
             self.screen.print(f"{self.snapshot_path}: going on {self._place()}")
+        updates = torch.tensor([self.training.updates], device=self.accelerator.device)
+        if len(set(self.accelerator.gather(updates).tolist())) > 1:
+            raise InputError(
+                f"not all processes found {self.snapshot_path}; --out must be one folder that the "
+                "machines share"
+            )
 
     def finish(self) -> None:
         """All epochs that are left."""
         training = self.training
         total = self.recipe.epochs * training.updates_per_epoch
+        decay = self.recipe.ema_decay
+        if decay is not None and total * (1 - decay) < 3:
+            self.screen.print(
+                f"ema_decay={decay} looks back over {1 / (1 - decay):,.0f} updates and the run has "
+                f"{total:,}: what is evaluated and kept will hold much of the initial weights; "
+                "--ema_decay null takes the model itself"
+            )
         with self.screen.bar("training", total, "updates", training.updates) as bar:
             while training.epoch < self.recipe.epochs:
                 self._close_epoch(self._train(training.epoch, bar))
@@ -177,7 +191,7 @@ class _Run:
         for batches in zip(*[reader] * recipe.accumulate, strict=True):
             for *_, unreadable in batches:
                 self.screen.note_unreadable(unreadable)
-            training.update([self._to_device(images, labels) for images, labels, _ in batches])
+            training.update([(images, labels) for images, labels, _ in batches])
             description = None
             if training.updates % LOOK_EVERY == 0:
                 loss = training.mean_loss()
@@ -188,11 +202,15 @@ class _Run:
             bar.advance(1, description)
             if training.updates_into_epoch:
                 self._save_in_epoch()
+        # Reading it waits for a GPU to finish.
+        training.mean_loss()
         return images_per_second()
 
     def _close_epoch(self, images_per_second: float) -> None:
         """Evaluates, notes the epoch and keeps the weights."""
-        training, unreadable = self.training, self.screen.unreadable
+        training = self.training
+        unreadable = torch.tensor(self.screen.unreadable, device=self.accelerator.device)
+        unreadable = self.accelerator.reduce(unreadable, "sum")
         train_loss = training.mean_loss()
         training.share_buffers()
         with self.screen.bar("validation", len(self.val_batches), "batches") as bar:
@@ -213,7 +231,7 @@ class _Run:
             top1=scores.top1,
             top5=scores.top5,
             images_per_second=images_per_second,
-            unreadable=unreadable,
+            unreadable=int(unreadable),
         )
         self.history.epochs.append(epoch)
         self.screen.print(
@@ -244,6 +262,8 @@ class _Run:
         # One process may have been told before another; all of them stop at the same update.
         if self.accelerator.check_trigger():
             self._save()
+            # A launcher ends all processes when it sees one end.
+            self.accelerator.wait_for_everyone()
             self.screen.print(f"Stopped {self._place()}. The same command goes on from there.")
             raise Interrupted(self.interruption.exit_status)
 
@@ -263,6 +283,15 @@ class _Run:
             snapshot.save(self.snapshot_path, self.training, self.history, self.circumstances)
         self.last_saved = time.monotonic()
 
-    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        device = self.accelerator.device
-        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+def _create(recipe: Recipe, options: dict[str, Any]) -> Any:
+    if not timm.is_model(recipe.model):
+        raise InputError(f"timm has no model {recipe.model!r}; timm.list_models() lists them")
+    seed_all("model", recipe.seed)
+    try:
+        return timm.create_model(recipe.model, **options)
+    except TypeError as error:
+        raise InputError(
+            f"{recipe.model} cannot be made with {options}: {error}; --drop_path 0 leaves "
+            "drop_path_rate out"
+        ) from error

@@ -23,8 +23,7 @@ class Epoch:
     top1: share of validation images whose class had the largest logit.
     top5: share of those whose class was among the five largest.
     images_per_second: in training, of all processes together.
-    unreadable: training files that the first process met since the run was last started, and could
-        not read.
+    unreadable: training files that were met since the run was last started, and could not be read.
     """
 
     epoch: int

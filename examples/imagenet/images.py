@@ -65,6 +65,8 @@ def open_folders(data: Path) -> ImageFolders:
         InputError: as ``open_split`` does, or the splits have different classes.
     """
     folders = ImageFolders(open_split(data, "train"), open_split(data, "val"))
+    if len(folders.classes) < 2:
+        raise InputError(f"{data}/train must have two classes at least, got {folders.classes}")
     differing = set(folders.train.classes) ^ set(folders.val.classes)
     if differing:
         raise InputError(
@@ -185,6 +187,8 @@ def _read(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    # What Pillow raises for a file that is cut off or no image depends on its format.
-    except (OSError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    # What Pillow raises for a file that is cut off, no image or a bomb depends on its format.
+    except Exception as error:
         raise UnreadableImage(f"{path}: {error}") from error

@@ -1,9 +1,22 @@
 """What a training is made of: all that decides its result, apart from the images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from examples.imagenet.errors import InputError
+
+_BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
+    ("image_size epochs batch_size accumulate", lambda value: value >= 1, "1 at least"),
+    ("lr clip_grad", lambda value: value > 0, "above 0"),
+    (
+        "min_lr warmup_lr weight_decay mixup cutmix color_jitter",
+        lambda value: value >= 0,
+        "0 or more",
+    ),
+    ("horizontal_flip vertical_flip random_erasing", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("drop_path label_smoothing ema_decay", lambda value: 0 <= value < 1, "0 or more and below 1"),
+]
 
 
 @dataclass(frozen=True)
@@ -68,9 +81,17 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 at least, got {getattr(self, name)}")
+        for names, fits, expected in _BOUNDS:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise InputError(f"{name} must be {expected}, got {value}")
+        foreign = self.model_options.keys() & {"num_classes", "drop_path_rate"}
+        if foreign:
+            raise InputError(
+                f"model_options must not have {', '.join(sorted(foreign))}: the images tell the "
+                "classes, and drop_path is a line of its own"
+            )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise InputError(
                 f"warmup_epochs={self.warmup_epochs} must be from 0 to epochs - 1 = "

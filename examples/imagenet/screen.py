@@ -18,7 +18,7 @@ from examples.imagenet.images import UnreadableImage
 
 
 class Screen:
-    """Lines and bars of the first process; the others are silent.
+    """Lines and bars of the first process; the others are silent but for unreadable files.
 
     Args:
         shown: whether this is the first process.
@@ -26,7 +26,8 @@ class Screen:
     """
 
     def __init__(self, shown: bool, skip_unreadable: bool) -> None:
-        self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._shown = shown
+        self._console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,8 +44,9 @@ class Screen:
         self.unreadable = 0
 
     def print(self, line: str) -> None:
-        """Prints a line above the bars."""
-        self._console.print(line, markup=False)
+        """Prints a line above the bars, in the first process."""
+        if self._shown:
+            self._console.print(line, markup=False)
 
     @contextmanager
     def bar(self, description: str, total: int, unit: str, done: int = 0) -> Iterator["Bar"]:
@@ -59,16 +61,16 @@ class Screen:
                 self._progress.stop()
 
     def note_unreadable(self, messages: list[str]) -> None:
-        """Counts and prints files that could not be read.
+        """Counts and prints files that could not be read, in every process.
 
         Raises:
             UnreadableImage: they are not to be passed over.
         """
         if messages and not self._skip_unreadable:
-            raise UnreadableImage(f"{messages[0]}; --skip_unreadable true passes over such files")
+            raise UnreadableImage(f"{messages[0]}; --skip_unreadable passes over such files")
         self.unreadable += len(messages)
         for message in messages:
-            self.print(f"passed over {message}")
+            self._console.print(f"passed over {message}", markup=False)
 
 
 class Bar:

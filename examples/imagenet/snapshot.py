@@ -9,24 +9,18 @@ import torch
 from examples.imagenet.atomic import replacing
 from examples.imagenet.errors import InputError
 from examples.imagenet.history import Epoch, History
-from examples.imagenet.recipe import Recipe
 from examples.imagenet.training import Training
 
 
-def circumstances(
-    recipe: Recipe, images: int, classes: list[str], processes: int
-) -> dict[str, Any]:
-    """What must be the same for a run to go on: the recipe, the images and the processes."""
-    return {
-        **asdict(recipe),
-        "training images": images,
-        "classes": classes,
-        "processes": processes,
-    }
-
-
 def save(path: Path, training: Training, history: History, circumstances: dict[str, Any]) -> None:
-    """Writes all that ``resume`` needs, whole or not at all."""
+    """Writes all that ``resume`` needs, whole or not at all.
+
+    Args:
+        path: of the file.
+        training: as far as it is.
+        history: as far as it is.
+        circumstances: what must be the same for a run to go on.
+    """
     with replacing(path) as partial:
         torch.save(
             {
@@ -42,13 +36,22 @@ def resume(path: Path, training: Training, history: History, circumstances: dict
     """Takes ``training`` and ``history`` to where the run in ``path`` was.
 
     Raises:
-        InputError: that run was another; what differs is listed.
+        InputError: the file cannot be read, or that run was another; what differs is listed.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before = state["circumstances"]
+        epochs = [Epoch(**epoch) for epoch in state["history"]]
+    # What a damaged or foreign file makes PyTorch raise is of many kinds.
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read as a snapshot; remove it to begin anew, or give another --out "
+            f"({type(error).__name__}: {error})"
+        ) from error
     differing = [
-        f"{name}: {state['circumstances'].get(name)} then, {value} now"
+        _difference(name, before.get(name), value)
         for name, value in circumstances.items()
-        if state["circumstances"].get(name) != value
+        if before.get(name) != value
     ]
     if differing:
         raise InputError(
@@ -56,4 +59,10 @@ def resume(path: Path, training: Training, history: History, circumstances: dict
             + "\n  ".join(differing)
         )
     training.load_state_dict(state["training"])
-    history.epochs[:] = [Epoch(**epoch) for epoch in state["history"]]
+    history.epochs[:] = epochs
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if isinstance(then, list) and isinstance(now, list):
+        return f"{name}: only then or only now {', '.join(map(str, set(then) ^ set(now)))}"
+    return f"{name}: {then} then, {now} now"

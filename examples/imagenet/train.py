@@ -83,7 +83,9 @@ def _parser() -> ArgumentParser:
 def _accelerator(options: Namespace) -> Accelerator:
     precision = options.precision
     if precision == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
         precision = "bf16" if has_bf16 else "no"
     return Accelerator(
         # Unless it is told, several processes on CPUs do not find each other.

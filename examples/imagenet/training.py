@@ -96,7 +96,7 @@ class Training:
         return self.model if self.average is None else self.average.module
 
     def update(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """One step of the optimiser over batches of images and labels on the device."""
+        """One step of the optimiser over batches of images and labels."""
         if self.updates_into_epoch == 0:
             self._epoch_loss.zero_()
         self.network.train()
@@ -104,7 +104,7 @@ class Training:
         for step, (images, labels) in enumerate(batches):
             seed_all("update", self.recipe.seed, self.updates, step, self.accelerator.process_index)
             with self.accelerator.accumulate(self.network):
-                loss = self._loss(images.contiguous(memory_format=self.memory_format), labels)
+                loss = self._loss(*self._on_device(images, labels))
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(
@@ -159,6 +159,11 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        device = self.accelerator.device
+        images = images.to(device, non_blocking=True, memory_format=self.memory_format)
+        return images, labels.to(device, non_blocking=True)
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         if self.mixup is None:

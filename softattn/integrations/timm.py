@@ -19,15 +19,33 @@ from softattn.validation import NORMALIZATIONS, check_causal, check_choice
 
 
 class PatchGrid:
-    """The grid of the image that a model is looking at: a forward hook of its patch embedding."""
+    """The grid of the image that a model is looking at: a forward hook of its patch embedding.
 
-    def __init__(self, sizes: tuple[int, int] | None) -> None:
-        self.sizes = sizes
+    Args:
+        model: whose images they are.
+    """
+
+    def __init__(self, model: VisionTransformer) -> None:
+        self.model = model
+        self.sizes: tuple[int, int] = model.patch_embed.grid_size
+        self._checkpointed: tuple[int, int] | None = None
 
     def __call__(self, patch_embed: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """Notes the grid that ``patch_embed`` makes of the image, which may be of any size."""
+        """Notes the grid that ``patch_embed`` makes of the image, which may be of any size.
+
+        Raises:
+            ValueError: the size changes under activation checkpointing, whose backward pass would
+                compute an earlier image again by the grid of the last.
+        """
         height, width = args[0].shape[-2:]
         self.sizes = patch_embed.dynamic_feat_size((height, width))  # type: ignore[operator]
+        if self.model.grad_checkpointing and torch.is_grad_enabled():
+            if self._checkpointed not in (None, self.sizes):
+                raise ValueError(
+                    "under activation checkpointing all images must have one size: their grid was "
+                    f"{self._checkpointed} and is {self.sizes}; use set_grad_checkpointing(False)"
+                )
+            self._checkpointed = self.sizes
 
 
 class SoftmaxFreeViTAttention(nn.Module):
@@ -201,7 +219,7 @@ def swap_attention(
     )
     if not to_swap:
         raise ValueError(f"the model has no attention to swap: {report}")
-    grid = PatchGrid(model.patch_embed.grid_size)
+    grid = PatchGrid(model)
     for path, attention in to_swap.items():
         made = SoftmaxFreeViTAttention(
             attention,
