@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +31,7 @@ from examples.imagenet import (  # noqa: E402
     history,
     image_folders,
     images,
+    interruption,
     loading,
     train,
 )
@@ -188,8 +191,14 @@ def test_every_validation_image_is_one_process_s(digits):
         loading.evaluation_batches(folder, preparation, 5, loading.Share(process, 3))
         for process in range(3)
     ]
-    labels = [int(label) for share in shares for _, batch, _ in share for label in batch]
-    assert sorted(labels) == sorted(folder.targets)
+    scored = [
+        (float(image.sum()), int(label))
+        for share in shares
+        for batch in share
+        for image, label in zip(*batch[:2], strict=True)
+    ]
+    whole = images.EvaluationImages(folder, loading.evaluation_transform(preparation))
+    assert sorted(scored) == sorted((float(image.sum()), label) for image, label, _ in whole)
 
 
 def test_trainings_are_compared(uninterrupted, tmp_path, monkeypatch, capsys):
@@ -202,6 +211,10 @@ def test_trainings_are_compared(uninterrupted, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count(f"{last:.1%}") >= 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert compare.read(uninterrupted).top1[-1] == last
+    runs = [compare.Run(name, 1, [0.5], 1.0) for name in ("resnet18", "soft_tiny", "soft_tiny")]
+    folders = [Path("a"), Path("b"), Path("c")]
+    names = [run.name for run in compare.told_apart(runs, folders)]
+    assert names == ["resnet18", "soft_tiny (b)", "soft_tiny (c)"]
     with pytest.raises(InputError, match=r"metrics\.csv is not there"):
         compare.read(tmp_path)
 
@@ -251,21 +264,53 @@ def test_gradients_are_clipped():
     assert steps[1] < 1e-6
 
 
+def launch(*options: str) -> subprocess.Popen:
+    """Two processes under torchrun."""
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
+    return subprocess.Popen(
+        [*launcher.split(), "-m", "examples.imagenet.train", *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_two_processes_are_stopped_and_go_on_to_the_same_bits(digits, tmp_path):
+    recipe = SOFT | SHORT | {"epochs": 12, "batch_size": 8}
+
+    def start(name: str) -> subprocess.Popen:
+        return launch(*arguments(digits, tmp_path / name, recipe, "--workers", "1"))
+
+    whole = start("whole")
+    assert whole.wait() == 0, whole.stdout.read()
+    stopped = start("parts")
+    while not (tmp_path / "parts" / "metrics.csv").exists():
+        assert stopped.poll() is None, stopped.stdout.read()
+        time.sleep(0.01)
+    os.killpg(stopped.pid, signal.SIGTERM)
+    said, _ = stopped.communicate()
+    assert stopped.returncode and "The same command goes on from there." in said, said
+    going_on = start("parts")
+    said, _ = going_on.communicate()
+    assert going_on.returncode == 0 and "going on" in said, said
+    whole.stdout.close()
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert_equal_weights(
+        tmp_path / "parts" / "last.safetensors", tmp_path / "whole" / "last.safetensors"
+    )
+
+
 def test_accumulation_and_processes_share_out_the_same_batch(digits, tmp_path):
     recipe = VIT | SHORT | PLAIN
     run(digits, tmp_path / "whole", recipe)
     run(digits, tmp_path / "parts", recipe | {"batch_size": 8, "accumulate": 2})
     shared = arguments(digits, tmp_path / "shared", recipe | {"batch_size": 8}, "--workers", "0")
-    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
-    launched = subprocess.run(
-        [*launcher.split(), "-m", "examples.imagenet.train", *shared],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert launched.returncode == 0, launched.stderr
+    launched = launch(*shared)
+    said, _ = launched.communicate()
+    assert launched.returncode == 0, said
     whole = metrics(tmp_path / "whole")
     for other in ("parts", "shared"):
         for row, same in zip(metrics(tmp_path / other), whole, strict=True):
@@ -314,7 +359,7 @@ def test_a_truncated_image_is_named_or_passed_over(own_digits, tmp_path, capsys,
     image.write_bytes(image.read_bytes()[:60])
     recipe = SOFT | SHORT | {"epochs": 1, "warmup_epochs": 0}
     said = failure(capsys, own_digits, tmp_path / "run", recipe)
-    assert str(image) in said and "--skip_unreadable" in said
+    assert str(image) in said and "; --skip_unreadable passes over such files" in said
     run(own_digits, tmp_path / "run", recipe, "--skip_unreadable")
     assert str(image) in capsys.readouterr().out
     assert metrics(tmp_path / "run")[0]["unreadable"] == ("1" if split == "train" else "0")
@@ -332,6 +377,41 @@ def test_another_recipe_does_not_go_on(digits, tmp_path, uninterrupted, capsys):
 
 def test_an_unknown_model_is_named(digits, tmp_path, capsys):
     assert "'soft_giant'" in failure(capsys, digits, tmp_path / "run", {"model": "soft_giant"})
+
+
+def test_a_model_without_stochastic_depth_is_told_what_to_leave_out(digits, tmp_path, capsys):
+    recipe = SHORT | {"model": "vgg11", "drop_path": 0.1}
+    assert "--drop_path 0 leaves" in failure(capsys, digits, tmp_path / "run", recipe)
+
+
+def test_a_bomb_is_named(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    said = failure(capsys, digits, tmp_path / "run", SOFT | SHORT)
+    assert ".png: " in said and "decompression bomb" in said
+
+
+def test_a_damaged_snapshot_is_named(digits, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training.pt").write_bytes(b"junk")
+    said = failure(capsys, digits, tmp_path / "run", SOFT | SHORT)
+    assert "training.pt cannot be read as a snapshot" in said
+
+
+def test_one_class_is_none(own_digits, tmp_path, capsys):
+    for split in ("train", "val"):
+        for name in "123":
+            shutil.rmtree(own_digits / split / name)
+    assert "two classes" in failure(capsys, own_digits, tmp_path / "run", SOFT | SHORT)
+
+
+def test_a_long_average_of_a_short_run_is_warned_of(digits, tmp_path, capsys):
+    run(digits, tmp_path / "run", SOFT | SHORT | {"ema_decay": 0.99996})
+    assert "looks back over 25,000 updates and the run has 8" in capsys.readouterr().out
+
+
+def test_others_may_read_the_weights(uninterrupted):
+    modes = {path.stat().st_mode for path in uninterrupted.iterdir() if "tfevents" not in path.name}
+    assert len(modes) == 1
 
 
 def test_too_few_images_are_said(digits, tmp_path, capsys):
@@ -368,7 +448,17 @@ def test_weights_of_other_classes_are_refused(own_digits, uninterrupted, capsys)
 
 @pytest.mark.parametrize(
     "numbers",
-    [{"epochs": 10}, {"batch_size": 3}, {"accumulate": 0}, {"image_size": 0}],
+    [
+        {"epochs": 10},
+        {"batch_size": 3},
+        {"accumulate": 0},
+        {"image_size": 0},
+        {"lr": -1},
+        {"clip_grad": 0},
+        {"ema_decay": 1.0},
+        {"mixup": -0.1},
+        {"model_options": {"num_classes": 7}},
+    ],
 )
 def test_numbers_that_make_no_training_are_refused(numbers):
     with pytest.raises(InputError, match=next(iter(numbers))):
@@ -399,11 +489,20 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_handlers_of_signals_come_back():
     before = signal.getsignal(signal.SIGTERM)
-    with noticing_interruption() as interruption:
+    said = []
+    with noticing_interruption(said.append) as noticed:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.signal == signal.SIGTERM
+        assert noticed.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+    assert said == ["SIGTERM: stopping soon, and saving; again to stop at once"]
+
+
+def test_a_later_signal_ends_the_program(monkeypatch):
+    monkeypatch.setattr(interruption, "SECONDS_OF_ONE_REQUEST", 0.0)
+    with pytest.raises(KeyboardInterrupt), noticing_interruption(print):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_first_best_epoch_is_the_best(tmp_path):

@@ -273,3 +273,15 @@ def test_a_refused_swap_changes_nothing(options, error, reason):
         swap_attention(model, **options)
     assert all(type(block.attn) is Attention for block in model.blocks)
     assert not model.patch_embed._forward_hooks
+
+
+def test_checkpointing_refuses_images_of_another_size():
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, dynamic_img_size=True, num_classes=3)
+    swap_attention(model, landmarks=AvgPoolLandmarks(4))
+    model.set_grad_checkpointing()
+    model(torch.randn(1, 3, 32, 64))
+    model(torch.randn(1, 3, 32, 64)).sum().backward()
+    with pytest.raises(ValueError, match=r"one size: their grid was \(2, 4\) and is \(4, 2\)"):
+        model(torch.randn(1, 3, 64, 32))
+    model.set_grad_checkpointing(False)
+    assert model(torch.randn(1, 3, 64, 32)).shape == (1, 3)

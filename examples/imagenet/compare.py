@@ -55,7 +55,7 @@ def read(folder: Path) -> Run:
     )
 
 
-def _told_apart(runs: list[Run], folders: list[Path]) -> list[Run]:
+def told_apart(runs: list[Run], folders: list[Path]) -> list[Run]:
     """Runs of one model are named by their folders too."""
     names = [run.name for run in runs]
     return [
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("out/imagenet/comparison.png"))
     arguments = parser.parse_args()
     try:
-        runs = _told_apart([read(folder) for folder in arguments.folders], arguments.folders)
+        runs = told_apart([read(folder) for folder in arguments.folders], arguments.folders)
     except InputError as error:
         parser.exit(1, f"error: {error}\n")
     Console().print(table(runs))

@@ -102,7 +102,9 @@ class TrainingImages(Dataset[Sample]):
                 unreadable.append(str(error))
             else:
                 return self.transform(image), label, "\n".join(unreadable)
-        raise InputError(f"none of the images in {self.folder.root} can be read")
+        raise InputError(
+            f"none of the images in {self.folder.root} can be read; the first: {unreadable[0]}"
+        )
 
 
 class EvaluationImages(Dataset[Sample]):
