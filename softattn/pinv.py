@@ -13,6 +13,7 @@ from softattn import operators
 from softattn.autograd import apply
 from softattn.implementation import IMPLEMENTATIONS, newton_runs_on_triton
 from softattn.precision import compute_dtype, without_autocast
+from softattn.tracing import settles_symbols
 from softattn.validation import check_choice, check_floating
 
 # Newton doubles the share of a singular value σ/‖A‖ in each of 2 log₂(‖A‖/σ) steps; half again as
@@ -315,7 +316,7 @@ def _minimax(
     spectrum, and with it the number of steps, is known before anything is computed.
     """
     size = target.shape[-1]
-    if torch.compiler.is_compiling():
+    if settles_symbols():
         # The number of steps is settled when they are traced.
         size, ridge = operator.index(size), _settled(ridge)
     norm = target.abs().sum(-1).amax(-1)[..., None, None]

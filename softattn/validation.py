@@ -49,7 +49,7 @@ def as_sizes(name: str, value: object, dimensions: int) -> tuple[int, ...]:
     if isinstance(sizes, Sequence) and all(isinstance(size, SupportsIndex) for size in sizes):
         # The compilers' symbols are ints to them, and would become numbers.
         return tuple(
-            size if isinstance(size, int | torch.SymInt) else operator.index(size)  # type: ignore[misc]
+            size if isinstance(size, (int, torch.SymInt)) else operator.index(size)  # type: ignore[misc]
             for size in sizes
         )
     raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}")

@@ -33,7 +33,7 @@ ALLOWED = {
         "tracing",
         "validation",
     },
-    "pinv": {"autograd", "implementation", "operators", "precision", "validation"},
+    "pinv": {"autograd", "implementation", "operators", "precision", "tracing", "validation"},
     "landmarks": {"padding", "precision", "validation"},
     "streaming_operator": {"precision", "streaming", "tracing"},
     "eager": {"gaussian", "middle", "padding", "precision", "streaming_operator"},
