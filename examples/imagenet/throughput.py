@@ -208,7 +208,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--training", action="store_true", help="forward and backward")
     parser.add_argument("--landmarks", choices=("conv", "conv_pad", "avg"), default="conv")
-    parser.add_argument("--pinv", help="of softattn; the published one by default")
+    parser.add_argument(
+        "--pinv", choices=("minimax", "soft", "soft_norm_official"), help="published by default"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("out/imagenet/throughput.json"))
     arguments = parser.parse_args()

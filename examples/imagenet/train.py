@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from jsonargparse import ArgumentParser, Namespace
 from timm.data import resolve_model_data_config
 
-import examples.imagenet as _registered  # noqa: F401
 from examples.imagenet import checkpoint, loading
 from examples.imagenet.errors import InputError
 from examples.imagenet.evaluation import Scores, evaluate
