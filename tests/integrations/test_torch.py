@@ -1,0 +1,386 @@
+"""SoftmaxFreeMultiheadAttention: the interface of nn.MultiheadAttention, and where it is used."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from support.strategies import NORMALIZATIONS, normal
+from torch import nn
+
+from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
+from softattn.integrations.torch import SoftmaxFreeMultiheadAttention, swap_attention
+
+
+def layer(**options) -> SoftmaxFreeMultiheadAttention:
+    torch.manual_seed(1)
+    options = {
+        "landmarks": AvgPoolLandmarks(4),
+        "dtype": torch.float64,
+        "batch_first": True,
+    } | options
+    return SoftmaxFreeMultiheadAttention(6, 2, **options)
+
+
+def padding_of(*lengths: int, tokens: int) -> torch.Tensor:
+    return torch.arange(tokens) >= torch.tensor(lengths)[:, None]
+
+
+def encoder(**options) -> nn.TransformerEncoder:
+    torch.manual_seed(1)
+    options = {"dropout": 0.0, "batch_first": True, "dtype": torch.float64} | options
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, **options), 2)
+
+
+@pytest.mark.parametrize("method", ["__init__", "forward"])
+def test_signature_begins_with_that_of_torch(method):
+    theirs = inspect.signature(getattr(nn.MultiheadAttention, method)).parameters.values()
+    ours = inspect.signature(getattr(SoftmaxFreeMultiheadAttention, method)).parameters.values()
+    described = [(p.name, p.default, p.kind) for p in ours]
+    assert described[: len(theirs)] == [(p.name, p.default, p.kind) for p in theirs]
+    assert all(kind is inspect.Parameter.KEYWORD_ONLY for *_, kind in described[len(theirs) :])
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_self_attention_is_the_layers(normalization, padded):
+    ours = layer(normalization=normalization)
+    theirs = SoftmaxFreeAttention(
+        6, 2, landmarks=AvgPoolLandmarks(4), normalization=normalization, dtype=torch.float64
+    )
+    theirs.load_state_dict(ours.state_dict())
+    x = normal(3, 9, 6, seed=0)
+    mask = padding_of(9, 5, 0, tokens=9) if padded else None
+    answer, weights = ours(x, x, x, key_padding_mask=mask, need_weights=False)
+    assert weights is None
+    torch.testing.assert_close(answer, theirs(x, key_padding_mask=mask))
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_layouts_agree(crossed):
+    batch_first, tokens_first = layer(), layer(batch_first=False)
+    x = normal(2, 9, 6, seed=0)
+    y = normal(2, 7, 6, seed=1) if crossed else x
+    mask = padding_of(7, 4, tokens=7) if crossed else padding_of(9, 4, tokens=9)
+    expected, expected_weights = batch_first(x, y, y, mask)
+    swapped_x = x.transpose(0, 1)
+    swapped_y = y.transpose(0, 1) if crossed else swapped_x
+    answer, weights = tokens_first(swapped_x, swapped_y, swapped_y, mask)
+    torch.testing.assert_close(answer.transpose(0, 1), expected)
+    torch.testing.assert_close(weights, expected_weights)
+    for either in (batch_first, tokens_first):
+        single_x = x[1]
+        single_y = y[1] if crossed else single_x
+        answer, weights = either(single_x, single_y, single_y, mask[1])
+        torch.testing.assert_close(answer, expected[1])
+        torch.testing.assert_close(weights, expected_weights[1])
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("case", ["self", "cross", "sizes"])
+def test_weights_are_what_values_are_multiplied_by(normalization, case):
+    sizes = {"kdim": 5, "vdim": 4} if case == "sizes" else {}
+    attention = layer(normalization=normalization, **sizes)
+    query = normal(2, 9, 6, seed=0)
+    key = query if case == "self" else normal(2, 7, attention.kdim, seed=1)
+    value = normal(2, key.shape[1], attention.vdim, seed=2)
+    mask = padding_of(key.shape[1], 4, tokens=key.shape[1])
+    answer, weights = attention(query, key, value, mask, average_attn_weights=False)
+    _, averaged = attention(query, key, value, mask)
+    torch.testing.assert_close(averaged, weights.mean(1))
+    assert torch.all(weights.masked_select(mask[:, None, None]) == 0)
+    values = attention.v_proj(value).unflatten(-1, (2, 3)).transpose(1, 2)
+    expected = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
+    silent = mask if case == "self" else torch.zeros(2, 9, dtype=torch.bool)
+    torch.testing.assert_close(answer, expected.masked_fill(silent[..., None], 0))
+    if normalization == "token":
+        sums = weights.sum(-1).mean(1)
+        torch.testing.assert_close(sums, (~silent).to(sums.dtype))
+
+
+def test_a_copy_is_cross_attention():
+    attention = layer()
+    x = normal(1, 9, 6, seed=0)
+    myself, _ = attention(x, x, x)
+    another, _ = attention(x, x.clone(), x)
+    assert not torch.allclose(myself, another)
+
+
+def test_projections_are_shared_where_keys_have_the_features_of_queries():
+    assert {name.split(".")[0] for name in layer(vdim=3).state_dict()} == {
+        "qk_proj",
+        "v_proj",
+        "out_proj",
+    }
+    separate = layer(kdim=5, bias=False).state_dict()
+    assert {name: tuple(weight.shape) for name, weight in separate.items()} == {
+        "q_proj.weight": (6, 6),
+        "k_proj.weight": (6, 5),
+        "v_proj.weight": (6, 6),
+        "out_proj.weight": (6, 6),
+    }
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize("sampler", ["average", "convolution"])
+def test_padding_is_not_read(crossed, sampler):
+    landmarks = AvgPoolLandmarks(4) if sampler == "average" else ConvLandmarks(3, (2,)).double()
+    attention = layer(landmarks=landmarks)
+    mask = torch.tensor([[True, False, False, True, False, False, True], [True] * 7])
+    x, y = normal(2, 5, 6, seed=0), normal(2, 7, 6, seed=1)
+
+    def run(filling):
+        attention.zero_grad()
+        key = y.masked_fill(mask[..., None], filling)
+        query = x if crossed else key
+        answer, weights = attention(query, key, key, mask)
+        (answer.square().sum() + weights.square().sum()).backward()
+        return answer, weights, *(p.grad.clone() for p in attention.parameters())
+
+    for nan, other in zip(run(float("nan")), run(1e3), strict=True):
+        torch.testing.assert_close(nan, other, rtol=0, atol=0)
+        assert nan.isfinite().all()
+    answer = run(0.0)[0]
+    kept = y[:1, ~mask[0]]
+    alone, _ = attention(x[:1] if crossed else kept, kept, kept)
+    torch.testing.assert_close(answer[:1] if crossed else answer[:1, ~mask[0]], alone)
+    assert torch.all(answer[1] == 0)
+    if not crossed:
+        assert torch.all(answer[0, mask[0]] == 0)
+
+
+def test_additive_padding_mask():
+    attention = layer()
+    x = normal(2, 9, 6, seed=0)
+    mask = padding_of(9, 5, tokens=9)
+    additive = torch.zeros(2, 9, dtype=torch.float64).masked_fill(mask, -torch.inf)
+    answers = attention(x, x, x, mask), attention(x, x, x, additive)
+    for of_bool, of_float in zip(*answers, strict=True):
+        torch.testing.assert_close(of_float, of_bool, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"must hold 0 and -inf alone"):
+        attention(x, x, x, additive.masked_fill(mask, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"dropout": 0.1}, "dropout must be 0, got 0.1"),
+        ({"add_bias_kv": True}, "add_bias_kv must be False"),
+        ({"add_zero_attn": True}, "add_zero_attn must be False"),
+        ({"num_heads": 4}, "num_heads must divide embed_dim, got 6 and 4"),
+        ({"normalization": "softmax"}, "normalization must be one of"),
+        ({"impl": "cuda"}, "impl must be one of"),
+        ({"pinv": "exact"}, "pinv must be one of"),
+    ],
+)
+def test_constructor_refuses(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        SoftmaxFreeMultiheadAttention(**{"embed_dim": 6, "num_heads": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "error", "reason"),
+    [
+        ([(2, 9, 6)] * 3, {"attn_mask": torch.zeros(9, 9)}, ValueError, "know no pairs"),
+        ([(2, 9, 6)] * 3, {"is_causal": True}, ValueError, "causal attention is not offered"),
+        ([(2, 9, 6), (2, 9, 5), (2, 9, 6)], {}, ValueError, "key must have 6 features"),
+        ([(2, 9, 6), (9, 6), (9, 6)], {}, ValueError, "or none of them"),
+        ([(2, 9, 6), (3, 9, 6), (3, 9, 6)], {}, ValueError, "agree in the batch, dimension 0"),
+        ([(2, 9, 6), (2, 9, 6), (2, 8, 6)], {}, ValueError, "agree in all but their features"),
+        (
+            [(2, 9, 6)] * 3,
+            {"key_padding_mask": torch.zeros(2, 8, dtype=torch.bool)},
+            ValueError,
+            r"\(batch, tokens\) = \(2, 9\)",
+        ),
+        (
+            [(2, 9, 6)] * 3,
+            {"key_padding_mask": torch.zeros(2, 9, dtype=torch.int64)},
+            TypeError,
+            "must be a bool tensor",
+        ),
+    ],
+)
+def test_forward_refuses(shapes, options, error, reason):
+    inputs = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    with pytest.raises(error, match=reason):
+        layer()(*inputs, **options)
+
+
+def test_nested_tensors_are_refused():
+    x = torch.nested.nested_tensor([torch.zeros(3, 6), torch.zeros(4, 6)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="pad it and give key_padding_mask"):
+        layer()(x, x, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    attention = layer(dtype=torch.float32)
+    x = torch.randn(2, 9, 6)
+    exact = attention(x, x, x)
+    with torch.autocast("cpu", dtype=dtype):
+        rounded = attention(x, x, x)
+    for half, full in zip(rounded, exact, strict=True):
+        assert half.dtype == dtype
+        assert (half.float() - full).abs().max() / full.abs().max() < 40 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("made", ["before the encoder", "after the encoder"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+# An encoder of layers that normalise first says that it takes no nested tensors.
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True.*norm_first:UserWarning")
+def test_encoder_answers_alike_in_train_and_eval(made, padded, norm_first):
+    own = SoftmaxFreeMultiheadAttention(
+        8, 2, batch_first=True, landmarks=AvgPoolLandmarks(4), dtype=torch.float64
+    )
+    if made == "before the encoder":
+        block = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first, dtype=torch.float64
+        )
+        block.self_attn = own
+        model = nn.TransformerEncoder(block, 2)
+    else:
+        model = encoder(norm_first=norm_first)
+        for block in model.layers:
+            block.self_attn = copy.deepcopy(own)
+    x = normal(2, 9, 8, seed=0)
+    mask = padding_of(9, 5, tokens=9) if padded else None
+    trained = model.train()(x, src_key_padding_mask=mask)
+    trained.square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+    model.eval()
+    evaluated = [model(x, src_key_padding_mask=mask)]
+    with torch.no_grad():
+        evaluated.append(model(x, src_key_padding_mask=mask))
+        by_layers = x
+        for block in model.layers:
+            by_layers = block(by_layers, src_key_padding_mask=mask)
+        evaluated.append(by_layers)
+    for answer in evaluated:
+        torch.testing.assert_close(answer, trained, rtol=0, atol=0)
+    if padded:
+        alone = model(x[1:, :5])
+        torch.testing.assert_close(trained[1:, :5], alone)
+
+
+def test_decoder_attends_to_its_memory():
+    block = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    report = swap_attention(block, names=["multihead_attn"], landmarks=AvgPoolLandmarks(4))
+    assert report.swapped == {"multihead_attn": ""}
+    assert report.left_alone == {"self_attn": "it is not among the names"}
+    x, memory = normal(2, 5, 8, seed=0), normal(2, 9, 8, seed=1)
+    causal = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    answer = block(x, memory, tgt_mask=causal, tgt_is_causal=True)
+    later = x.clone()
+    later[:, -1] = 1
+    torch.testing.assert_close(block(later, memory, tgt_mask=causal)[:, :-1], answer[:, :-1])
+    assert not torch.allclose(block(x, memory.flip(-1), tgt_mask=causal), answer)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sizes", [{}, {"vdim": 5}, {"kdim": 4, "vdim": 5}])
+def test_projections_are_carried_over(bias, sizes):
+    softmax = nn.MultiheadAttention(6, 2, bias=bias, **sizes)
+    if bias:
+        nn.init.normal_(softmax.in_proj_bias)
+    own = SoftmaxFreeMultiheadAttention.from_multihead_attention(softmax.eval())
+    assert not own.training
+    assert not own.batch_first
+    if sizes:
+        w_q, w_k, w_v = softmax.q_proj_weight, softmax.k_proj_weight, softmax.v_proj_weight
+    else:
+        w_q, w_k, w_v = softmax.in_proj_weight.chunk(3)
+    expected = {"v_proj.weight": w_v, "out_proj.weight": softmax.out_proj.weight}
+    if "kdim" in sizes:
+        expected |= {"q_proj.weight": w_q, "k_proj.weight": w_k}
+    else:
+        expected["qk_proj.weight"] = (w_q + w_k) / 2
+    if bias:
+        b_q, b_k, b_v = softmax.in_proj_bias.chunk(3)
+        expected |= {"v_proj.bias": b_v, "out_proj.bias": softmax.out_proj.bias}
+        if "kdim" in sizes:
+            expected |= {"q_proj.bias": b_q, "k_proj.bias": b_k}
+        else:
+            expected["qk_proj.bias"] = (b_q + b_k) / 2
+    state = own.state_dict()
+    assert set(state) == set(expected)
+    for name, parameter in expected.items():
+        torch.testing.assert_close(state[name], parameter.detach())
+    with torch.no_grad():
+        own.v_proj.weight.zero_()
+    assert w_v.any()
+
+
+def test_is_softmax_attention_where_queries_are_keys_of_one_norm():
+    softmax = nn.MultiheadAttention(6, 2, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        softmax.in_proj_weight[:12] = torch.eye(6).repeat(2, 1)
+    own = SoftmaxFreeMultiheadAttention.from_multihead_attention(
+        softmax, landmarks=AvgPoolLandmarks(9), pinv=torch.linalg.inv
+    )
+    x = nn.functional.normalize(normal(2, 9, 2, 3, seed=0), dim=-1).flatten(2)
+    value = normal(2, 9, 6, seed=1)
+    mask = padding_of(9, 7, tokens=9)
+    expected, expected_weights = softmax(x, x, value, mask)
+    answer, weights = own(x, x, value, mask)
+    torch.testing.assert_close(answer[~mask], expected[~mask])
+    torch.testing.assert_close(weights[~mask], expected_weights[~mask])
+
+
+def test_swap_reports():
+    model = nn.ModuleDict(
+        {
+            "encoder": encoder(dropout=0.1),
+            "decoder": nn.TransformerDecoderLayer(8, 2, 16),
+            "extra": nn.MultiheadAttention(8, 2, add_bias_kv=True),
+        }
+    )
+    report = swap_attention(model, landmarks=AvgPoolLandmarks(4))
+    assert dict(report.swapped) == {
+        f"encoder.layers.{i}.self_attn": "without its dropout 0.1" for i in range(2)
+    }
+    assert list(report.left_alone) == ["decoder.self_attn", "decoder.multihead_attn", "extra"]
+    assert str(report).startswith("swapped 2, left alone 3\n  queries and keys share")
+    assert "  extra: left alone, add_bias_kv is True" in str(report)
+    for name in report.swapped:
+        assert isinstance(model.get_submodule(name), SoftmaxFreeMultiheadAttention)
+    for name in report.left_alone:
+        assert isinstance(model.get_submodule(name), nn.MultiheadAttention)
+
+
+def test_swap_keeps_what_is_shared_and_what_is_frozen():
+    attention = nn.MultiheadAttention(8, 2).requires_grad_(False)
+    model = nn.ModuleList([attention, attention])
+    swap_attention(model, landmarks=ConvLandmarks(4, (2,)))
+    assert model[0] is model[1]
+    trained = [name for name, p in model[0].named_parameters() if p.requires_grad]
+    assert trained == ["landmarks.conv.weight", "landmarks.norm.weight", "landmarks.norm.bias"]
+
+
+def test_swapped_layers_have_landmarks_of_their_own():
+    model = encoder()
+    swap_attention(model, landmarks=ConvLandmarks(4, (2,)).double())
+    first, second = (block.self_attn.landmarks for block in model.layers)
+    assert first.conv.weight is not second.conv.weight
+    assert torch.equal(first.conv.weight, second.conv.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        (nn.MultiheadAttention(8, 2), {}, "model is itself the attention"),
+        (nn.Linear(8, 8), {}, "no nn.MultiheadAttention to swap"),
+        (nn.Sequential(nn.MultiheadAttention(8, 2)), {"names": ["1"]}, r"\(0\), got 1"),
+    ],
+)
+def test_swap_refuses(model, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        swap_attention(model, **options)
+
+
+def test_a_refused_swap_changes_nothing():
+    model = encoder()
+    with pytest.raises(ValueError, match="normalization must be one of"):
+        swap_attention(model, normalization="softmax")
+    assert all(type(block.self_attn) is nn.MultiheadAttention for block in model.layers)

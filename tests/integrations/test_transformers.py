@@ -1,0 +1,263 @@
+"""Softmax-free attention as an attention implementation of transformers."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from support.strategies import normal
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from softattn import AvgPoolLandmarks, ConvLandmarks, reference
+from softattn.integrations.transformers import register_attention
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+}
+WORDS = SIZES | {"vocab_size": 50, "pad_token_id": 0}
+PICTURES = SIZES | {"image_size": 32, "patch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    register_attention(landmarks=AvgPoolLandmarks(4))
+
+
+def model_of(config, implementation: str = "softattn"):
+    torch.manual_seed(1)
+    model = AutoModel.from_config(config, attn_implementation=implementation).double().eval()
+    # Biases and register tokens start at 0, where many faults make no difference.
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def bert(**options):
+    return transformers.BertConfig(**WORDS | options)
+
+
+def words(*lengths: int, tokens: int = 9) -> dict[str, torch.Tensor]:
+    torch.manual_seed(2)
+    ids = torch.randint(1, 50, (len(lengths), tokens))
+    mask = torch.arange(tokens) < torch.tensor(lengths)[:, None]
+    return {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def exact_gaussian(module, query, key, value, attention_mask, scaling, **_):
+    """Row-normalised Gaussian attention, written out."""
+    groups = query.shape[1] // key.shape[1]
+    answer = reference.gaussian_attention(
+        query,
+        key.repeat_interleave(groups, 1),
+        value.repeat_interleave(groups, 1),
+        normalize=True,
+        scale=scaling,
+        key_padding_mask=None if attention_mask is None else ~attention_mask,
+    )
+    return answer.transpose(1, 2), None
+
+
+@pytest.fixture
+def exact():
+    """Implementations that agree: the exact one, and ours with every token a landmark."""
+    ours = "softattn-all-tokens"
+    register_attention(ours, landmarks=AvgPoolLandmarks(100), pinv=torch.linalg.inv)
+    AttentionInterface.register("gaussian", exact_gaussian)
+    AttentionMaskInterface.register("gaussian", lambda attention_mask=None, **_: attention_mask)
+    return ours, "gaussian"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        bert(),
+        transformers.EuroBertConfig(**WORDS, num_key_value_heads=2, bos_token_id=1, eos_token_id=2),
+    ],
+    ids=["bert", "grouped keys"],
+)
+def test_text_models_run_the_attention_that_they_are_told_to(config, exact):
+    inputs = words(9, 6, 1)
+    ours, theirs = (model_of(config, name)(**inputs).last_hidden_state for name in exact)
+    kept = inputs["attention_mask"].bool()
+    torch.testing.assert_close(ours[kept], theirs[kept])
+    softmax = model_of(config, "sdpa")(**inputs).last_hidden_state
+    assert not torch.allclose(ours[kept], softmax[kept])
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [
+        (transformers.ViTConfig, 1),
+        (transformers.Dinov2WithRegistersConfig, 5),
+        (transformers.SiglipVisionConfig, 0),
+        (transformers.CLIPVisionConfig, 1),
+    ],
+)
+def test_vision_models(kind, prefix, exact):
+    config, pictures = kind(**PICTURES), normal(2, 3, 32, 32, seed=0)
+    ours, theirs = (model_of(config, name)(pictures).last_hidden_state for name in exact)
+    torch.testing.assert_close(ours, theirs)
+    register_attention(
+        "softattn-maps", landmarks=AvgPoolLandmarks((2, 2)), grid=(4, 4), num_prefix_tokens=prefix
+    )
+    model = model_of(config, "softattn-maps")
+    answer = model(pictures).last_hidden_state
+    assert answer.shape == ours.shape
+    answer.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    if not prefix:
+        return
+    register_attention("softattn-maps", grid=(4, 4), num_prefix_tokens=prefix - 1)
+    with pytest.raises(ValueError, match=r"grid \(4, 4\) holds 16 tokens, got 17"):
+        model(pictures)
+
+
+def test_landmarks_are_those_of_the_grid():
+    """One landmark a quadrant answers otherwise than one a strip of rows."""
+    config, pictures = transformers.SiglipVisionConfig(**PICTURES), normal(2, 3, 32, 32, seed=0)
+    answers = []
+    for landmarks, grid in [((2, 2), (4, 4)), ((4, 1), (4, 4)), (4, None)]:
+        register_attention("softattn-maps", landmarks=AvgPoolLandmarks(landmarks), grid=grid)
+        answers.append(model_of(config, "softattn-maps")(pictures).last_hidden_state)
+    assert not torch.allclose(answers[0], answers[1])
+    torch.testing.assert_close(answers[1], answers[2])
+
+
+def test_is_softmax_attention_where_keys_have_one_norm(exact):
+    query, value = normal(2, 3, 9, 8, seed=0), normal(2, 3, 9, 8, seed=2)
+    key = torch.nn.functional.normalize(normal(2, 3, 9, 8, seed=1), dim=-1)
+    module = SimpleNamespace(is_causal=False, training=False)
+    answers = [
+        ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, None, scaling=0.7)[0]
+        for name in (exact[0], "sdpa")
+    ]
+    torch.testing.assert_close(*answers)
+
+
+def test_padding_is_not_read():
+    model = model_of(bert())
+    inputs = words(9, 6, 1)
+    answer = model(**inputs).last_hidden_state
+    kept = inputs["attention_mask"].bool()
+    assert answer.isfinite().all()
+    for i, length in enumerate((9, 6, 1)):
+        alone = model(inputs["input_ids"][i : i + 1, :length]).last_hidden_state
+        torch.testing.assert_close(answer[i : i + 1, :length], alone)
+    others = inputs | {"input_ids": inputs["input_ids"].masked_fill(~kept, 7)}
+    torch.testing.assert_close(
+        model(**others).last_hidden_state[kept], answer[kept], rtol=0, atol=0
+    )
+
+
+def test_models_train():
+    model = model_of(bert(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0))
+    inputs = words(9, 6)
+    evaluated = model(**inputs).last_hidden_state
+    trained = model.train()(**inputs).last_hidden_state
+    torch.testing.assert_close(trained, evaluated, rtol=0, atol=0)
+    trained.square().sum().backward()
+    for name, parameter in model.encoder.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_a_model_changes_its_attention():
+    model, inputs = model_of(bert(), "sdpa"), words(9, 6)
+    model.set_attn_implementation("softattn")
+    expected = model_of(bert())(**inputs).last_hidden_state
+    torch.testing.assert_close(model(**inputs).last_hidden_state, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPT2Config(
+            vocab_size=50, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2
+        ),
+        transformers.LlamaConfig(**WORDS),
+        bert(is_decoder=True),
+        transformers.ModernBertConfig(
+            **WORDS, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+        ),
+    ],
+    ids=["gpt2", "llama", "bert as decoder", "windows"],
+)
+def test_masks_of_pairs_are_refused(config):
+    with pytest.raises(ValueError, match="asks for causal attention, a window or another mask"):
+        model_of(config)(**words(9, 6))
+
+
+def call(attention_mask=None, is_causal=None, module=None, **options):
+    module = SimpleNamespace(is_causal=False) if module is None else module
+    tokens = normal(2, 3, 9, 8, seed=0)
+    return ALL_ATTENTION_FUNCTIONS["softattn"](
+        module, tokens, tokens, tokens, attention_mask, is_causal=is_causal, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"is_causal": True},
+        {"module": SimpleNamespace(is_causal=True)},
+        {"module": SimpleNamespace()},
+    ],
+)
+def test_causal_modules_are_refused(options):
+    with pytest.raises(ValueError, match="causal attention is not offered"):
+        call(**options)
+
+
+def test_a_call_says_better_than_its_module_whether_it_is_causal():
+    call(is_causal=False, module=SimpleNamespace(is_causal=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"dropout": 0.1}, "asks for dropout 0.1 of attention weights"),
+        ({"position_bias": torch.zeros(1, 3, 9, 9)}, "asks for position_bias"),
+        ({"sliding_window": 4}, "asks for sliding_window"),
+        ({"softcap": 30.0}, "asks for softcap"),
+        ({"s_aux": torch.zeros(3)}, "asks for s_aux"),
+        ({"cu_seq_lens_q": torch.tensor([0, 4, 9])}, "asks for cu_seq_lens_q"),
+        ({"output_attentions": True}, "see softattn.attention_factors"),
+        ({"attention_mask": torch.zeros(2, 1, 9, 9)}, "must be the padding mask"),
+        ({"attention_mask": torch.ones(2, 9)}, "must be the padding mask"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        call(**options)
+
+
+def test_what_is_not_asked_for_is_no_obstacle():
+    call(sliding_window=None, softcap=None, output_attentions=False, position_ids=torch.arange(9))
+
+
+def test_dropout_of_a_model_in_training_is_refused():
+    with pytest.raises(ValueError, match="attention_probs_dropout_prob=0"):
+        model_of(bert(attention_probs_dropout_prob=0.1)).train()(**words(9))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"name": "sdpa"}, ValueError, "another implementation's"),
+        ({"name": "eager"}, ValueError, "another implementation's"),
+        ({"landmarks": 49}, TypeError, "must be a LandmarkSampler"),
+        ({"landmarks": ConvLandmarks(4, 2)}, ValueError, "must have no parameters"),
+        ({"normalization": "softmax"}, ValueError, "normalization must be one of"),
+        ({"impl": "cuda"}, ValueError, "impl must be one of"),
+        ({"pinv": "exact"}, ValueError, "pinv must be one of"),
+    ],
+)
+def test_registration_refuses(options, error, reason):
+    with pytest.raises(error, match=reason):
+        register_attention(**{"name": "softattn-refused"} | options)
+    assert "softattn-refused" not in ALL_ATTENTION_FUNCTIONS

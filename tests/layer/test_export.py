@@ -1,0 +1,111 @@
+"""torch.export and ONNX: graphs that hold PyTorch's own operators, for other sizes too."""
+
+import io
+
+import onnxruntime
+import pytest
+import torch
+from support.strategies import normal
+from torch.export import Dim
+
+from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
+
+
+def layer(**options):
+    options = {
+        "landmarks": AvgPoolLandmarks(4),
+        "normalization": "token",
+        "dtype": torch.float64,
+    } | options
+    return SoftmaxFreeAttention(8, 2, **options).eval()
+
+
+def padding_of(*shape):
+    padding = torch.zeros(shape, dtype=torch.bool)
+    padding[0, 5:] = True
+    return padding
+
+
+def saved_and_loaded(program):
+    assert not any("softattn" in str(node.target) for node in program.graph.nodes)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    return torch.export.load(buffer).module()
+
+
+@pytest.mark.parametrize(
+    ("normalization", "padded"), [("none", True), ("landmark", True), ("token", False)]
+)
+def test_sequences(normalization, padded):
+    attention = layer(normalization=normalization)
+    sizes = dict.fromkeys((0, 1), Dim.DYNAMIC)
+
+    def example(batch, tokens):
+        options = {"key_padding_mask": padding_of(batch, tokens)} if padded else {}
+        return normal(batch, tokens, 8, seed=tokens), options
+
+    x, options = example(2, 13)
+    program = torch.export.export(
+        attention, (x,), options, dynamic_shapes={"x": sizes} | dict.fromkeys(options, sizes)
+    )
+    exported = saved_and_loaded(program)
+    for shape in ((3, 30), (2, 24), (4, 9)):
+        x, options = example(*shape)
+        torch.testing.assert_close(exported(x, **options), attention(x, **options))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_maps(padded):
+    attention = layer(landmarks=AvgPoolLandmarks((3, 2)), value_conv=3)
+    sizes = dict.fromkeys((0, 1, 2), Dim.DYNAMIC)
+
+    def example(*shape):
+        options = {"key_padding_mask": padding_of(*shape)} if padded else {}
+        return normal(*shape, 8, seed=shape[1]), options
+
+    x, options = example(2, 7, 5)
+    program = torch.export.export(
+        attention, (x,), options, dynamic_shapes={"x": sizes} | dict.fromkeys(options, sizes)
+    )
+    exported = saved_and_loaded(program)
+    for shape in ((2, 6, 9), (3, 11, 4)):
+        x, options = example(*shape)
+        torch.testing.assert_close(exported(x, **options), attention(x, **options))
+
+
+def test_convolved_landmarks_in_batches_of_any_size():
+    attention = layer(landmarks=ConvLandmarks(4, 3).double())
+    x = normal(2, 7, 5, 8, seed=0)
+    exported = saved_and_loaded(
+        torch.export.export(attention, (x,), dynamic_shapes={"x": {0: Dim.DYNAMIC}})
+    )
+    x = normal(5, 7, 5, 8, seed=1)
+    torch.testing.assert_close(exported(x), attention(x))
+
+
+# The exporter's own: of its use of PyTorch, and of names that two inputs share.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:# The axis name.*will not be used")
+def test_onnx(tmp_path):
+    attention = layer(dtype=torch.float32)
+    sizes = dict.fromkeys((0, 1), Dim.DYNAMIC)
+    program = torch.onnx.export(
+        attention,
+        (torch.randn(2, 13, 8),),
+        kwargs={"key_padding_mask": padding_of(2, 13)},
+        dynamic_shapes={"x": sizes, "key_padding_mask": sizes},
+        dynamo=True,
+        verbose=False,
+    )
+    program.save(tmp_path / "attention.onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "attention.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [node.name for node in session.get_inputs()]
+    for batch, tokens in ((2, 13), (3, 30), (4, 24)):
+        x, padding = torch.randn(batch, tokens, 8), padding_of(batch, tokens)
+        feeds = dict(zip(names, (x.numpy(), padding.numpy()), strict=True))
+        (answer,) = session.run(None, feeds)
+        expected = attention(x, key_padding_mask=padding)
+        torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=1e-4, atol=1e-4)

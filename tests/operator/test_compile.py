@@ -1,0 +1,130 @@
+"""torch.compile with sizes that change from call to call."""
+
+import pytest
+import torch
+from support.strategies import normal
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import softattn
+from softattn import AvgPoolLandmarks, SoftmaxFreeAttention
+
+LENGTHS = (23, 48, 90)
+MAPS = ((8, 9), (12, 12), (5, 17))
+
+
+@pytest.fixture
+def counted():
+    """A backend that counts compilations."""
+    torch.compiler.reset()
+    return CompileCounterWithBackend("aot_eager")
+
+
+def assert_same_with_gradients(compiled, layer, *inputs, **options):
+    results = []
+    for module in (compiled, layer):
+        answer = module(*inputs, **options)
+        leaves = [x for x in inputs if x.requires_grad]
+        gradients = torch.autograd.grad(answer.square().sum(), (*leaves, *layer.parameters()))
+        results.append((answer, *gradients))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalization", ["landmark", "token"])
+def test_one_compilation_for_many_lengths(counted, normalization):
+    layer = SoftmaxFreeAttention(
+        8, 2, landmarks=AvgPoolLandmarks(4), normalization=normalization, dtype=torch.float64
+    )
+    compiled = torch.compile(layer, fullgraph=True, backend=counted)
+    for n in LENGTHS:
+        x = normal(2, n, 8, seed=n).requires_grad_()
+        torch._dynamo.mark_dynamic(x, 1)
+        assert_same_with_gradients(compiled, layer, x)
+    assert counted.frame_count == 1
+
+
+def test_one_compilation_for_many_padded_lengths(counted):
+    layer = SoftmaxFreeAttention(
+        8, 2, landmarks=AvgPoolLandmarks(4), normalization="token", dtype=torch.float64
+    )
+    compiled = torch.compile(layer, fullgraph=True, backend=counted)
+    for n in LENGTHS:
+        x = normal(2, n, 8, seed=n).requires_grad_()
+        padding = torch.arange(n) >= torch.tensor([[n], [n - 9]])
+        for tensor in (x, padding):
+            torch._dynamo.mark_dynamic(tensor, 1)
+        assert_same_with_gradients(compiled, layer, x, key_padding_mask=padding)
+    assert counted.frame_count == 1
+
+
+def test_one_compilation_for_many_maps(counted):
+    layer = SoftmaxFreeAttention(
+        8, 2, landmarks=AvgPoolLandmarks((4, 3)), value_conv=3, dtype=torch.float64
+    )
+    compiled = torch.compile(layer, fullgraph=True, backend=counted)
+    for height, width in MAPS:
+        x = normal(2, height, width, 8, seed=height).requires_grad_()
+        for dimension in (1, 2):
+            torch._dynamo.mark_dynamic(x, dimension)
+        assert_same_with_gradients(compiled, layer, x)
+    assert counted.frame_count == 1
+
+
+def test_two_compilations_where_nothing_is_marked(counted):
+    layer = SoftmaxFreeAttention(8, 2, landmarks=AvgPoolLandmarks(4), dtype=torch.float64)
+    compiled = torch.compile(layer, fullgraph=True, backend=counted)
+    for n in LENGTHS:
+        assert_same_with_gradients(compiled, layer, normal(2, n, 8, seed=n).requires_grad_())
+    assert counted.frame_count == 2
+
+
+def test_all_sizes_dynamic(counted):
+    layer = SoftmaxFreeAttention(8, 2, landmarks=AvgPoolLandmarks(4), dtype=torch.float64)
+    compiled = torch.compile(layer, fullgraph=True, backend=counted, dynamic=True)
+    for batch, n in ((2, 23), (3, 48), (4, 90)):
+        assert_same_with_gradients(compiled, layer, normal(batch, n, 8, seed=n).requires_grad_())
+    assert counted.frame_count <= 2
+
+
+def test_context_of_any_length(counted):
+    layer = SoftmaxFreeAttention(
+        8, 2, landmarks=AvgPoolLandmarks(4), normalization="token", dtype=torch.float64
+    )
+    compiled = torch.compile(layer, fullgraph=True, backend=counted)
+    for n_q, n_k in ((20, 30), (40, 33), (17, 64)):
+        x, context = normal(2, n_q, 8, seed=1), normal(2, n_k, 8, seed=2)
+        for tensor in (x, context):
+            torch._dynamo.mark_dynamic(tensor, 1)
+        assert_same_with_gradients(compiled, layer, x, context)
+    assert counted.frame_count == 1
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_exact_attention(counted, normalize):
+    attend = torch.compile(softattn.gaussian_attention, fullgraph=True, backend=counted)
+    for n_q, n_k in ((5, 7), (8, 6), (9, 9)):
+        query, key = normal(1, 2, n_q, 3, seed=1), normal(1, 2, n_k, 3, seed=2)
+        for tensor in (query, key):
+            torch._dynamo.mark_dynamic(tensor, 2)
+        actual = attend(query, key, key, normalize=normalize)
+        expected = softattn.gaussian_attention(query, key, key, normalize=normalize)
+        torch.testing.assert_close(actual, expected)
+    assert counted.frame_count == 1
+
+
+# What opcheck does itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("with_form", [False, True])
+@pytest.mark.parametrize("with_shift", [False, True])
+def test_opcheck(with_form, with_shift):
+    query, key, value, form = (
+        normal(*shape, seed=seed, dtype=torch.float32).requires_grad_()
+        for seed, shape in enumerate([(2, 1, 5, 3), (2, 1, 4, 3), (2, 1, 4, 2), (2, 1, 4, 4)])
+    )
+    shift = torch.zeros(2, 1, 5, 1) if with_shift else None
+    arguments = (query, key, value, form if with_form else None, shift, 0.5)
+    torch.library.opcheck(torch.ops.softattn.gaussian_product.default, arguments)
+    padding = torch.zeros(2, 4, dtype=torch.bool)
+    torch.library.opcheck(
+        torch.ops.softattn.nearest_key_shift.default, (query.detach(), key.detach(), padding, 0.5)
+    )

@@ -1,0 +1,61 @@
+"""No n × m array is ever made, forward or backward, by any normalisation."""
+
+import pytest
+import torch
+from support.strategies import NORMALIZATIONS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import softattn
+from softattn import streaming
+
+N, M, D = 2**16, 64, 8
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(output) if isinstance(t, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return output
+
+
+LINEAR = N * (D + 1)
+ALLOWED = max(LINEAR, streaming._TILE_ELEMENTS)
+
+
+def test_the_recorder_sees_a_block_that_is_written_out():
+    with LargestTensor() as largest:
+        softattn.gaussian_kernel(torch.randn(1, 1, N, D), torch.randn(1, 1, M, D))
+    assert largest.elements == N * M > ALLOWED
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("crossed", [False, True])
+def test_softmax_free_attention(normalization, crossed):
+    query = torch.randn(1, 1, N, D, requires_grad=True)
+    key = torch.randn(1, 1, N, D, requires_grad=True) if crossed else None
+    value = torch.randn(1, 1, N, D, requires_grad=True)
+    landmarks = torch.randn(1, 1, M, D, requires_grad=True)
+    with LargestTensor() as largest:
+        answer = softattn.softmax_free_attention(
+            query, key, value, landmarks, normalization=normalization
+        )
+        inputs = [t for t in (query, key, value, landmarks) if t is not None]
+        gradients = torch.autograd.grad(answer.sum(), inputs, create_graph=True)
+        sum(g.square().sum() for g in gradients).backward()
+    assert query.grad is not None
+    assert largest.elements <= ALLOWED
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_gaussian_attention(normalize):
+    n = 4096
+    tokens = torch.randn(1, 1, n, D, requires_grad=True)
+    with LargestTensor() as largest:
+        softattn.gaussian_attention(tokens, None, tokens, normalize=normalize).sum().backward()
+    assert largest.elements <= streaming._TILE_ELEMENTS < n * n

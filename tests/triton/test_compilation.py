@@ -1,0 +1,155 @@
+"""The kernels compile for every target, within its registers and shared memory, without a GPU.
+
+With HYPOTHESIS_PROFILE=wide every variant is compiled in all dtypes, with padding and without, and
+every entry of the table for every target. By default each entry is, for the variant that takes the
+most, but for what takes longest and differs least between the targets: more than 128 features, and
+the gradient in float32, on sm_90 and sm_100.
+"""
+
+import os
+from itertools import product
+
+import pytest
+
+from benchmarks.kernel_cases import DTYPES, VARIANTS, Case
+from benchmarks.kernel_compilation import TARGETS, compiler_processes, launches, submit
+from softattn.kernels import configurations
+
+# The variants that a kernel's entries serve, the one that takes the most first.
+VARIANTS_OF = {
+    "tokens_to_landmarks": ("sums with ones", "sums, exact", "sums"),
+    "landmarks_to_tokens": (
+        "answer, quotient",
+        "answer, exact normalized",
+        "answer, exact",
+        "answer",
+    ),
+    "landmarks_to_tokens_diagonal": ("answer, diagonal",),
+    "quotient_gradient": ("quotient gradient",),
+    "quotient_gradient_diagonal": ("quotient gradient, diagonal",),
+    "token_gradient": (
+        "gradient",
+        "gradient of keys, quotient",
+        "gradient of queries, quotient",
+        "gradient of keys",
+        "gradient of queries",
+        "gradient, exact normalized",
+        "gradient, exact",
+    ),
+    "token_gradient_diagonal": ("gradient, diagonal",),
+    "gaussian_kernel": ("block",),
+    "gaussian_kernel_gradient": ("block gradient",),
+    "newton": ("newton",),
+}
+MANY_LANDMARKS = 1000
+WIDE = os.environ.get("HYPOTHESIS_PROFILE") == "wide"
+TABLES = (
+    (configurations.HALF, ("bfloat16", "float16"), tuple(TARGETS)),
+    (configurations.FLOAT32, ("float32",), tuple(TARGETS)),
+    (configurations.HALF_ON_WARP_GROUPS, ("bfloat16", "float16"), ("sm_90",)),
+    (configurations.FLOAT32_ON_WARP_GROUPS, ("float32",), ("sm_90",)),
+)
+
+
+def cases_of(kernel, features, entries, dtypes):
+    """What is launched with the entries of a kernel for so many features."""
+    if kernel == "newton":
+        landmarks = [features]
+    elif kernel == "gaussian_kernel":
+        landmarks = [64]
+    else:
+        landmarks = [entries[0][1]] + [MANY_LANDMARKS] * (len(entries) > 1)
+    if WIDE:
+        yield from (
+            Case(variant, features, m, dtype, padded)
+            for variant, m, dtype, padded in product(
+                VARIANTS_OF[kernel], {*landmarks, MANY_LANDMARKS}, dtypes, (False, True)
+            )
+            if kernel != "newton" or m == features
+        )
+    else:
+        yield from (Case(VARIANTS_OF[kernel][0], features, m, dtypes[0], True) for m in landmarks)
+
+
+def takes_long(case, target):
+    """Whether a compilation is left to the wide profile."""
+    late = target in ("sm_90", "sm_100")
+    return late and (
+        case.features > 128 or (case.dtype == "float32" and case.variant.startswith("gradient"))
+    )
+
+
+def compilations():
+    """Every entry of every table for each of its targets, and half the features of some."""
+    for table, dtypes, targets in TABLES:
+        for kernel, widths in table.items():
+            for features, entries in widths.items():
+                for case in cases_of(kernel, features, entries, dtypes):
+                    yield from (
+                        (case, target) for target in targets if WIDE or not takes_long(case, target)
+                    )
+    for variant in ("sums", "answer", "gradient"):
+        yield from ((Case(variant, 32, 49, "float16"), target) for target in TARGETS)
+
+
+COMPILATIONS = list(dict.fromkeys(compilations()))
+
+# Bytes of a thread that may spill, by kernel, dtype and features; else none up to 128 features.
+MOST_STACK = {
+    ("landmarks_to_tokens", "float32", 128): 384,
+    ("token_gradient", "float32", 64): 384,
+    ("token_gradient", "float32", 128): 1280,
+}
+
+
+def test_every_variant_is_of_a_kernel():
+    assert sorted(VARIANTS) == sorted(v for variants in VARIANTS_OF.values() for v in variants)
+
+
+def test_every_kernel_has_entries_for_all_widths():
+    assert set(configurations.FLOAT32) == set(VARIANTS_OF)
+    assert set(configurations.HALF) == set(VARIANTS_OF) - {"newton"}
+    for table in (configurations.HALF, configurations.FLOAT32):
+        for kernel, widths in table.items():
+            assert max(widths) == (128 if kernel == "newton" else 256), kernel
+
+
+@pytest.fixture(scope="session")
+def compiled(request):
+    """The kernels of the tests that were asked for, compiled on all cores."""
+    wanted = [
+        tuple(item.callspec.params[name] for name in ("case", "target"))
+        for item in request.session.items
+        if item.name.startswith("test_compiles_for_target[")
+    ]
+    with compiler_processes() as executor:
+        futures = {
+            (case, target): submit(executor, case, TARGETS[target]) for case, target in wanted
+        }
+        yield lambda case, target: futures[case, target].result()
+
+
+@pytest.mark.parametrize(
+    ("case", "target"), COMPILATIONS, ids=[f"{target}-{case}" for case, target in COMPILATIONS]
+)
+def test_compiles_for_target(case, target, compiled):
+    kernels = compiled(case, target)
+    assert kernels
+    for resources in kernels:
+        assert resources.registers > 0
+        assert (resources.matrix_instructions > 0) == (case.variant != "block"), resources
+        assert resources.shared_memory <= TARGETS[target].shared_memory, resources
+        if TARGETS[target].backend == "cuda" and case.features <= 128:
+            most = MOST_STACK.get((resources.kernel, case.dtype, case.features), 0)
+            assert resources.stack <= most, resources
+
+
+def test_launches_are_recorded_for_the_target():
+    (launch,) = launches(Case("sums", 64, 49), TARGETS["gfx942"])
+    assert launch.constants["PRECISION"] == "ieee"
+    assert launch.constants["D"] == 64
+    assert launch.arguments[0].shape == (4, 2, 4096, 64)
+
+
+def test_every_dtype_has_a_table():
+    assert set(DTYPES) == {"bfloat16", "float16", "float32"}

@@ -1,0 +1,153 @@
+"""Each streaming kernel alone: what it computes in float32 keeps its digits in half precision."""
+
+import math
+
+import pytest
+import torch
+from support.strategies import normal
+
+from softattn import kernels, reference
+
+pytestmark = pytest.mark.usefixtures("kernel_tiles", "poisoned_memory")
+
+SCALE = 0.5
+RATE = SCALE * math.log2(math.e) / 2
+FLOOR = 1e-3
+# Rounding relative to the sum of the absolute terms: two pieces hold 16 bits in bfloat16 and 22 in
+# float16, one piece of it would hold 8 and 11.
+ROUNDING = {torch.float32: 2.0**-20, torch.float16: 2.0**-18, torch.bfloat16: 2.0**-14}
+
+
+def assert_keeps_digits(actual, truth, terms, dtype):
+    """Asserts that the error is within rounding of ``terms``, the sum of absolute terms."""
+    assert actual.shape == truth.shape
+    assert actual.isfinite().all()
+    assert (actual.cpu() - truth).abs().amax() <= ROUNDING[dtype] * terms.abs().amax()
+
+
+@pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
+def problem(request, device):
+    """Tensors of one problem by their names in the kernels' page, and the same in float64."""
+    shapes = {"x": (40, 5), "l": (20, 5), "v": (40, 3), "g": (40, 3)}
+    given = {
+        name: normal(2, 2, *shape, seed=seed).to(request.param)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    wide = {name: t.double() for name, t in given.items()}
+    wide["p"] = reference.gaussian_kernel(wide["x"], wide["l"], SCALE)
+    gram = reference.gaussian_kernel(wide["l"], wide["l"], SCALE)
+    wide["m"] = torch.linalg.inv(gram + 0.01 * torch.eye(20, dtype=torch.float64)).float().double()
+    wide["s"] = wide["p"].mT @ torch.cat([wide["v"], torch.ones_like(wide["v"][..., :1])], -1)
+    wide["s"] = wide["s"].float().double()
+    wide["w"] = (wide["m"] @ wide["s"]).float().double()
+    on_device = {name: t.to(device) for name, t in given.items()}
+    on_device |= {name: wide[name].to(device, torch.float32) for name in ("m", "s", "w")}
+    return request.param, on_device, wide
+
+
+def test_tokens_to_landmarks(problem):
+    dtype, on, wide = problem
+    sums = kernels.tokens_to_landmarks(on["l"], on["x"], on["v"], rate=RATE, with_ones=True)
+    values = torch.cat([wide["v"], torch.ones_like(wide["v"][..., :1])], -1)
+    assert_keeps_digits(sums, wide["p"].mT @ values, wide["p"].mT @ values.abs(), dtype)
+
+
+@pytest.mark.parametrize("unit", [1.0, 2.0**20])
+def test_landmarks_to_tokens(problem, unit):
+    dtype, on, wide = problem
+    # float16 itself ends at 65,504.
+    w = unit * on["w"][..., :-1].contiguous()
+    heard = kernels.landmarks_to_tokens(on["x"], on["l"], w, rate=RATE, dtype=torch.float32)
+    truth = wide["p"] @ wide["w"][..., :-1]
+    terms = wide["p"] @ wide["w"][..., :-1].abs()
+    assert_keeps_digits(heard.output / unit, truth, terms, dtype)
+
+
+def test_landmarks_to_tokens_with_the_quotient(problem):
+    dtype, on, wide = problem
+    heard = kernels.landmarks_to_tokens(
+        on["x"],
+        on["l"],
+        on["w"],
+        rate=RATE,
+        dtype=torch.float32,
+        floor=FLOOR,
+        diagonal=kernels.Diagonal(on["v"], on["m"]),
+    )
+    p, w = wide["p"], wide["w"]
+    form = ((p @ wide["m"]) * p).sum(-1)
+    c = (1 - form).clamp(0, 1)
+    denominator = (p @ w[..., -1:])[..., 0] + c
+    terms = (p @ w.abs()).amax() + ((p @ wide["m"].abs()) * p).sum(-1).amax()
+    assert_keeps_digits(heard.diagonal, c, terms, dtype)
+    assert_keeps_digits(heard.denominator, denominator, terms, dtype)
+    numerator = p @ w[..., :-1] + c[..., None] * wide["v"]
+    assert_keeps_digits(heard.output, numerator / denominator[..., None], terms, dtype)
+
+
+def test_quotient_gradient(problem):
+    dtype, on, wide = problem
+    p, g, v = wide["p"], wide["g"], wide["v"]
+    denominator = 1 + p.sum(-1).float().double()
+    c = normal(2, 2, 40, seed=9).float().double().sigmoid().float().double()
+    denominator[..., 0] = torch.tensor(FLOOR).double()  # as float32 has it
+    c[..., 1], c[..., 2] = 0, 1
+    output = normal(2, 2, 40, 3, seed=10).to(dtype).double()
+    through = kernels.quotient_gradient(
+        on["x"],
+        on["l"],
+        on["g"],
+        output.to(on["x"]),
+        denominator.to(on["m"]),
+        rate=RATE,
+        floor=FLOOR,
+        values=on["v"],
+        diagonal=c.to(on["m"]),
+    )
+    # What is held at a bound has no gradient.
+    dd = (-(g * output).sum(-1) / denominator).masked_fill(denominator < 1.001 * FLOOR, 0)
+    dc = ((g * v).sum(-1) / denominator + dd).masked_fill((c <= 0) | (c >= 1), 0)
+    columns = torch.cat([g / denominator[..., None], dd[..., None]], -1)
+    assert_keeps_digits(through.denominator, dd, g.abs().amax() * output.abs().amax(), dtype)
+    assert_keeps_digits(through.diagonal, dc, dc, dtype)
+    assert_keeps_digits(through.weights, p.mT @ columns, p.mT @ columns.abs(), dtype)
+    middle = -p.mT @ (dc[..., None] * p)
+    assert_keeps_digits(through.middle, middle, p.mT @ (dc[..., None].abs() * p), dtype)
+
+
+def test_token_gradient_of_the_landmarks(problem):
+    dtype, on, wide = problem
+    p, x, landmarks, g, v, w, m = (wide[name] for name in "pxlgvwm")
+    share = 1 / (1 + p.sum(-1)).float().double()
+    dd, dc, c = (normal(2, 2, 40, seed=seed).float().double() for seed in (11, 12, 13))
+    ds = normal(2, 2, 20, 4, seed=14).float().double()
+    numbers = {"dtype": torch.float32, "device": on["x"].device}
+    queries = kernels.AsQueries(
+        on["g"],
+        on["w"],
+        (1 / share).to(**numbers),
+        dd.to(**numbers),
+        c.to(**numbers),
+        dc.to(**numbers),
+        (m + m.mT).to(**numbers),
+    )
+    keys = kernels.AsKeys(on["v"], ds.to(**numbers))
+    _, grad_values, grad_landmarks = kernels.token_gradient(
+        on["x"], on["l"], queries=queries, keys=keys, rate=RATE, scale=SCALE
+    )
+
+    def slopes(absolute):
+        f = torch.abs if absolute else lambda t: t
+        dp = share[..., None] * (f(g) @ f(w[..., :-1]).mT) + f(dd)[..., None] * f(w[..., -1:]).mT
+        through = f(dc)[..., None] * (p @ f(m + m.mT))
+        keys = f(v) @ f(ds[..., :-1]).mT + f(ds[..., -1:]).mT
+        return SCALE * p * (dp + through + keys) if absolute else -SCALE * p * (dp - through + keys)
+
+    w_ij, terms = slopes(False), slopes(True)
+    truth = w_ij.sum(-2)[..., None] * landmarks - w_ij.mT @ x
+    most = terms.sum(-2)[..., None] * landmarks.abs() + terms.mT @ x.abs()
+    assert_keeps_digits(grad_landmarks, truth, most, dtype)
+    values = p @ ds[..., :-1] + (c * share)[..., None] * g
+    most = p @ ds[..., :-1].abs() + ((c * share)[..., None] * g).abs()
+    rounding = torch.finfo(dtype).eps * values.abs().amax() + ROUNDING[dtype] * most.amax()
+    assert (grad_values.cpu().double() - values).abs().amax() <= rounding

@@ -1,0 +1,64 @@
+"""Sizes that only a GPU takes: collected with ``--device cuda`` alone."""
+
+import pytest
+import torch
+from support.strategies import NORMALIZATIONS
+
+from softattn import gaussian_attention, softmax_free_attention
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_tokens_beyond_2_31_elements(device, normalization):
+    n, d = 2**25 + 100, 64
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (1, 1, n, d)
+    tokens = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    value = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    landmarks = tokens[:, :, :: n // 15].clone()
+    last = slice(n - 1000, n)
+    results = []
+    for impl in ("triton", "eager"):
+        tokens.requires_grad_(True).grad = None
+        answer = softmax_free_attention(
+            tokens, None, value, landmarks, normalization=normalization, impl=impl
+        )
+        answer[:, :, last].float().square().sum().backward()
+        results.append((answer.detach()[:, :, last].float(), tokens.grad[:, :, last].float()))
+        del answer
+    for triton, eager in zip(*results, strict=True):
+        assert (triton - eager).abs().amax() <= 0.02 * eager.abs().amax()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_exact_attention_over_many_keys(device, dtype, normalize):
+    generator = torch.Generator(device).manual_seed(0)
+    query, key, value = (
+        torch.randn(2, 3, n, 64, generator=generator, device=device, dtype=dtype)
+        for n in (3001, 5003, 5003)
+    )
+    triton, eager = (
+        gaussian_attention(query, key, value, normalize=normalize, impl=impl).float()
+        for impl in ("triton", "eager")
+    )
+    tolerance = 16 * torch.finfo(dtype).eps
+    assert (triton - eager).abs().amax() <= tolerance * eager.abs().amax()
+
+
+def test_full_size_layer_is_the_same_at_every_run(device):
+    generator = torch.Generator(device).manual_seed(0)
+    tokens, value, grad = (
+        torch.randn(4, 8, 20_000, 64, generator=generator, device=device, dtype=torch.bfloat16)
+        for _ in range(3)
+    )
+    landmarks = tokens[:, :, ::400].clone()
+    runs = []
+    for _ in range(20):
+        inputs = [t.detach().requires_grad_() for t in (tokens, value, landmarks)]
+        answer = softmax_free_attention(
+            inputs[0], None, inputs[1], inputs[2], normalization="token", impl="triton"
+        )
+        runs.append((answer, *torch.autograd.grad(answer, inputs, grad)))
+    for again in runs[1:]:
+        for first, other in zip(runs[0], again, strict=True):
+            assert torch.equal(first, other)
