@@ -2,11 +2,11 @@
 
 from softattn import reference
 from softattn.attention import gaussian_attention, softmax_free_attention
+from softattn.backends.selection import Implementation, explain_impl
 from softattn.factors import AttentionFactors, attention_factors
 from softattn.gaussian import gaussian_kernel
-from softattn.implementation import Implementation, explain_impl
 from softattn.landmarks import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler
-from softattn.module import SoftmaxFreeAttention
+from softattn.layer import SoftmaxFreeAttention
 from softattn.pinv import NewtonPinv, PinvInfo, newton_pinv, newton_pinv_ex
 from softattn.varlen import softmax_free_attention_varlen
 

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from softattn import eager, fused
-from softattn.implementation import runs_on_triton
-from softattn.pinv import resolve_pinv
-from softattn.precision import promoted_under_autocast
-from softattn.validation import (
+from softattn import fused
+from softattn.backends.selection import runs_on_triton
+from softattn.common.precision import promoted_under_autocast
+from softattn.common.validation import (
     NORMALIZATIONS,
     check_causal,
     check_choice,
@@ -17,6 +16,8 @@ from softattn.validation import (
     check_tokens,
     check_values,
 )
+from softattn.eager import attention as eager
+from softattn.pinv import resolve_pinv
 
 
 def softmax_free_attention(

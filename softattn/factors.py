@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softattn.gaussian import gram_block
-from softattn.middle import TOKEN_DENOMINATOR_FLOOR, middle_factor
-from softattn.padding import blank_padding, gather_padding
-from softattn.pinv import resolve_pinv
-from softattn.precision import compute_dtype, without_autocast
-from softattn.validation import (
+from softattn.backends.nystrom import TOKEN_DENOMINATOR_FLOOR, middle_factor
+from softattn.common.padding import blank_padding, gather_padding
+from softattn.common.precision import compute_dtype, without_autocast
+from softattn.common.validation import (
     NORMALIZATIONS,
     check_choice,
     check_mask,
     check_scale,
     check_tokens,
 )
+from softattn.gaussian import gram_block
+from softattn.pinv import resolve_pinv
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from softattn import operators, streaming_operator  # noqa: F401, they define the operators
+from softattn import triton  # noqa: F401
+from softattn.eager import product_operator  # noqa: F401, they define the operators
 
 Shape = Sequence[int]
 

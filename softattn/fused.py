@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from softattn import operators
-from softattn.middle import middle_factor
-from softattn.padding import gather_padding
-from softattn.precision import without_autocast
+from softattn import triton as operators
+from softattn.backends.nystrom import middle_factor
+from softattn.common.padding import gather_padding
+from softattn.common.precision import without_autocast
 
 
 def middle_of_landmarks(

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn import operators
-from softattn.autograd import apply
-from softattn.implementation import runs_on_triton
-from softattn.precision import compute_dtype, promoted_under_autocast, without_autocast
-from softattn.tracing import is_exported
-from softattn.validation import check_scale, check_tokens
+from softattn import triton as operators
+from softattn.backends.selection import runs_on_triton
+from softattn.common.compiler import apply, is_exported
+from softattn.common.precision import compute_dtype, promoted_under_autocast, without_autocast
+from softattn.common.validation import check_scale, check_tokens
 
 
 def gaussian_kernel(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from softattn.common.validation import check_choice
 from softattn.factors import AttentionFactors
-from softattn.validation import check_choice
 
 try:
     from matplotlib.axes import Axes

@@ -6,11 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from softattn import eager, fused
-from softattn.implementation import runs_on_triton
-from softattn.pinv import resolve_pinv
-from softattn.precision import promoted_under_autocast
-from softattn.validation import (
+from softattn import fused
+from softattn.backends.selection import runs_on_triton
+from softattn.common.precision import promoted_under_autocast
+from softattn.common.validation import (
     NORMALIZATIONS,
     check_alike,
     check_choice,
@@ -18,6 +17,8 @@ from softattn.validation import (
     check_mask,
     check_scale,
 )
+from softattn.eager import attention as eager
+from softattn.pinv import resolve_pinv
 
 
 def softmax_free_attention_varlen(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from softattn import streaming
+from softattn.eager import product as streaming
 
 settings.register_profile(
     "ci",

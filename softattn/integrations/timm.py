@@ -9,13 +9,12 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
-from softattn.implementation import IMPLEMENTATIONS
-from softattn.integrations.pooling import pool_landmarks
-from softattn.integrations.projections import linear_of, tied
-from softattn.integrations.report import SwapReport
+from softattn.backends.selection import IMPLEMENTATIONS
+from softattn.common.validation import NORMALIZATIONS, check_causal, check_choice
+from softattn.integrations.swap import SwapReport, linear_of, tied
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
+from softattn.landmarks.pooling import pool_landmarks
 from softattn.pinv import resolve_pinv
-from softattn.validation import NORMALIZATIONS, check_causal, check_choice
 
 
 class PatchGrid:

@@ -9,20 +9,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
-from softattn.factors import attention_factors
-from softattn.implementation import IMPLEMENTATIONS
-from softattn.integrations.pooling import pool_landmarks
-from softattn.integrations.projections import linear_of, tied
-from softattn.integrations.report import SwapReport
-from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.pinv import resolve_pinv
-from softattn.validation import (
+from softattn.backends.selection import IMPLEMENTATIONS
+from softattn.common.validation import (
     NORMALIZATIONS,
     check_causal,
     check_choice,
     check_floating,
     check_mask,
 )
+from softattn.factors import attention_factors
+from softattn.integrations.swap import SwapReport, linear_of, tied
+from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
+from softattn.landmarks.pooling import pool_landmarks
+from softattn.pinv import resolve_pinv
 
 _NO_WEIGHTS_TO_DROP = (
     "dropout acts on attention weights, and these are never in memory one by one; use dropout=0 "

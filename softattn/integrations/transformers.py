@@ -10,11 +10,11 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softattn.attention import softmax_free_attention
-from softattn.implementation import IMPLEMENTATIONS
-from softattn.integrations.pooling import pool_landmarks
+from softattn.backends.selection import IMPLEMENTATIONS
+from softattn.common.validation import NORMALIZATIONS, check_causal, check_choice
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
+from softattn.landmarks.pooling import pool_landmarks
 from softattn.pinv import resolve_pinv
-from softattn.validation import NORMALIZATIONS, check_causal, check_choice
 
 # What models hand to an attention function that changes its numbers, and why it cannot be honoured.
 _REFUSED = {

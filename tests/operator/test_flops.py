@@ -5,7 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import softattn.flops
-from softattn import operators, softmax_free_attention, streaming
+from softattn import softmax_free_attention
+from softattn import triton as operators
+from softattn.eager import product as streaming
 
 BATCH, HEADS, N, N_CROSS, M, D, D_V = 2, 3, 11, 7, 5, 4, 6
 PAIRS = BATCH * HEADS

@@ -8,7 +8,8 @@ import torch
 from support.strategies import NORMALIZATIONS, normal
 
 import softattn
-from softattn import SoftmaxFreeAttention, explain_impl, operators, softmax_free_attention
+from softattn import SoftmaxFreeAttention, explain_impl, softmax_free_attention
+from softattn import triton as operators
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),

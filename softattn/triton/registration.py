@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.centering import median_token
+from softattn.common.centering import median_token
 
 
 def refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:

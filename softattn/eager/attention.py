@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from softattn.backends.nystrom import TOKEN_DENOMINATOR_FLOOR, middle_factor
+from softattn.common.padding import blank_padding, gather_padding
+from softattn.common.precision import compute_dtype, without_autocast
+from softattn.eager.product_operator import gaussian_product, nearest_key_shift
 from softattn.gaussian import gram_block
-from softattn.middle import TOKEN_DENOMINATOR_FLOOR, middle_factor
-from softattn.padding import blank_padding, gather_padding
-from softattn.precision import compute_dtype, without_autocast
-from softattn.streaming_operator import gaussian_product, nearest_key_shift
 
 
 def middle_of_landmarks(

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.operators.registration import contiguous_like, refuse_second_derivative
-from softattn.precision import without_autocast
+from softattn.common.precision import without_autocast
+from softattn.triton.registration import contiguous_like, refuse_second_derivative
 
 
 @torch.library.custom_op("softattn::newton", mutates_args=())

@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.middle import TOKEN_DENOMINATOR_FLOOR
-from softattn.operators.registration import (
+from softattn.backends.nystrom import TOKEN_DENOMINATOR_FLOOR
+from softattn.common.precision import without_autocast
+from softattn.triton.registration import (
     center_of,
     contiguous_like,
     or_empty,
     rate_of,
     refuse_second_derivative,
 )
-from softattn.precision import without_autocast
 
 
 @torch.library.custom_op("softattn::landmark_attention", mutates_args=())

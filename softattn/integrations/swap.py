@@ -1,7 +1,10 @@
-"""What a swap of attention did to a model."""
+"""Swapping attention in a model: projections carried over, and the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -26,3 +29,25 @@ class SwapReport:
         ]
         lines += [f"  {name}: left alone, {reason}" for name, reason in self.left_alone.items()]
         return "\n".join(lines)
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear map with copies of ``weight`` (out, in) and ``bias`` (out,).
+
+    It is trained where they were.
+    """
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+    linear.weight = _copy(weight)
+    if bias is not None:
+        linear.bias = _copy(bias)
+    return linear
+
+
+def tied(of_queries: Tensor, of_keys: Tensor) -> Tensor:
+    """What queries and keys share where each had its own: the mean."""
+    return torch.lerp(of_queries, of_keys, 0.5)
+
+
+def _copy(parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)

@@ -10,7 +10,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from softattn.precision import autocasts
+from softattn.common.precision import autocasts
 
 NORMALIZATIONS = ("none", "landmark", "token")
 

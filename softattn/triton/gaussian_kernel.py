@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.operators.registration import contiguous_like, rate_of, refuse_second_derivative
+from softattn.triton.registration import contiguous_like, rate_of, refuse_second_derivative
 
 
 @torch.library.custom_op("softattn::gaussian_kernel", mutates_args=())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softattn.validation import check_cu_seqlens
+from softattn.common.validation import check_cu_seqlens
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn import streaming
-from softattn.precision import compute_dtype
-from softattn.tracing import is_compiled
+from softattn.common.compiler import is_compiled
+from softattn.common.precision import compute_dtype
+from softattn.eager import product as streaming
 
 
 def gaussian_product(

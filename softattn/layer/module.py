@@ -9,20 +9,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
-from softattn.factors import AttentionFactors, attention_factors
-from softattn.implementation import IMPLEMENTATIONS
-from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.pinv import resolve_pinv
-from softattn.precision import autocasts
-from softattn.ragged import RaggedTokens, as_ragged, is_ragged
-from softattn.tokens import TokenBatch, arrange_tokens
-from softattn.validation import (
+from softattn.backends.selection import IMPLEMENTATIONS
+from softattn.common.precision import autocasts
+from softattn.common.validation import (
     NORMALIZATIONS,
     as_sizes,
     check_causal,
     check_choice,
     check_floating,
 )
+from softattn.factors import AttentionFactors, attention_factors
+from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
+from softattn.layer.grid_tokens import TokenBatch, arrange_tokens
+from softattn.layer.packed_tokens import RaggedTokens, as_ragged, is_ragged
+from softattn.pinv import resolve_pinv
 from softattn.varlen import softmax_free_attention_varlen
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from softattn.precision import compute_dtype
+from softattn.common.precision import compute_dtype
 
 
 def gather_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:

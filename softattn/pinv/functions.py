@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from softattn import operators
-from softattn.autograd import apply
-from softattn.implementation import IMPLEMENTATIONS, newton_runs_on_triton
-from softattn.precision import compute_dtype, without_autocast
-from softattn.tracing import settles_symbols
-from softattn.validation import check_choice, check_floating
+from softattn import triton as operators
+from softattn.backends.selection import IMPLEMENTATIONS, newton_runs_on_triton
+from softattn.common.compiler import apply, settles_symbols
+from softattn.common.precision import compute_dtype, without_autocast
+from softattn.common.validation import check_choice, check_floating
 
 # Newton doubles the share of a singular value σ/‖A‖ in each of 2 log₂(‖A‖/σ) steps; half again as
 # many for norms that overestimate.

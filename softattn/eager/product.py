@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.autograd import apply
-from softattn.centering import median_token
-from softattn.precision import compute_dtype, without_autocast
-from softattn.tracing import is_exported
+from softattn.common.centering import median_token
+from softattn.common.compiler import apply, is_exported
+from softattn.common.precision import compute_dtype, without_autocast
 
 # Elements of one tile of the kernel, over all batch items and heads: 2 MiB in float32.
 _TILE_ELEMENTS = 2**19

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.operators.registration import (
+from softattn.triton.registration import (
     center_of,
     contiguous_like,
     or_empty,

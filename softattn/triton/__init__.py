@@ -5,9 +5,9 @@ they compute stands in ``softattn.kernels``, which is imported at the first call
 operators of their own, and those have none: a second derivative needs ``impl="eager"``.
 """
 
-from softattn.operators.gaussian_attention import gaussian_attention
-from softattn.operators.gaussian_kernel import gaussian_kernel
-from softattn.operators.landmark_attention import landmark_attention
-from softattn.operators.newton import newton
+from softattn.triton.gaussian_attention import gaussian_attention
+from softattn.triton.gaussian_kernel import gaussian_kernel
+from softattn.triton.landmark_attention import landmark_attention
+from softattn.triton.newton import newton
 
 __all__ = ["gaussian_attention", "gaussian_kernel", "landmark_attention", "newton"]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from softattn.landmarks import LandmarkSampler, check_grid
-from softattn.padding import inverse_permutation, places_with_padding_last
+from softattn.common.padding import inverse_permutation, places_with_padding_last
+from softattn.landmarks.sampler import LandmarkSampler, check_grid
 
 
 def pool_landmarks(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softattn.validation import check_choice
+from softattn.common.validation import check_choice
 
 IMPLEMENTATIONS = ("auto", "eager", "triton")
 

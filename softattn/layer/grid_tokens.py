@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softattn.landmarks import check_grid
-from softattn.padding import inverse_permutation, places_with_padding_last
-from softattn.validation import check_mask
+from softattn.common.padding import inverse_permutation, places_with_padding_last
+from softattn.common.validation import check_mask
+from softattn.landmarks.sampler import check_grid
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a call runs on: the backends, and the choice between them."""

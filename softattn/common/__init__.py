@@ -1,0 +1,1 @@
+"""What every room uses: validation, precision, padding, compilers."""

@@ -1,0 +1,1 @@
+"""The operators in PyTorch's own operations, on any device."""

@@ -1,0 +1,7 @@
+"""Landmark samplers: m tokens that stand for all n."""
+
+from softattn.landmarks.average import AvgPoolLandmarks
+from softattn.landmarks.convolution import ConvLandmarks
+from softattn.landmarks.sampler import LandmarkSampler, check_grid
+
+__all__ = ["AvgPoolLandmarks", "ConvLandmarks", "LandmarkSampler", "check_grid"]

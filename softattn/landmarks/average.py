@@ -1,0 +1,185 @@
+"""Landmarks that are means over the cells of a partition."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from softattn.common.padding import inverse_permutation, places_with_padding_last
+from softattn.common.precision import compute_dtype
+from softattn.common.validation import as_sizes
+from softattn.landmarks.sampler import LandmarkSampler, check_tokens_on_grid
+
+
+class AvgPoolLandmarks(LandmarkSampler):
+    """Means over a partition of the tokens: a fixed number of landmarks, whatever the grid.
+
+    Along each grid dimension the tokens are cut into runs whose lengths differ by one at most. A
+    padded sequence is cut as if its padding were not there; on a map each mean is over what is not
+    padding in its cell.
+
+    Args:
+        num_landmarks: m, shared out over the dimensions of a map close to its aspect ratio (49
+            over a square is 7 × 7, and over 2 : 1 it is 9 × 5), or one number for each dimension.
+            There are never more landmarks than tokens along a dimension.
+    """
+
+    def __init__(self, num_landmarks: int | Sequence[int] = 49) -> None:
+        super().__init__()
+        sizes = as_sizes("num_landmarks", num_landmarks, dimensions=1)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(
+                "num_landmarks must be a positive int or one for each grid dimension, got "
+                f"{num_landmarks!r}"
+            )
+        self.num_landmarks = sizes if isinstance(num_landmarks, Sequence) else sizes[0]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """See ``LandmarkSampler.forward``."""
+        grid = check_tokens_on_grid(tokens, grid, key_padding_mask)
+        bins = self.bins(grid)
+        dtype = compute_dtype(tokens)
+        if key_padding_mask is None:
+            pooled = _mean_of_cells(tokens, grid, bins, dtype)
+        elif len(grid) == 1:
+            pooled = _mean_of_runs(tokens, bins[0], key_padding_mask, dtype)
+        else:
+            padding = key_padding_mask[:, None, :, None]
+            share = _mean_of_cells((~padding).to(dtype), grid, bins, dtype)
+            total = _mean_of_cells(tokens.masked_fill(padding, 0), grid, bins, dtype)
+            pooled = total / share.masked_fill(share == 0, 1)
+        return pooled.to(tokens.dtype)
+
+    def landmark_padding_mask(
+        self, grid: Sequence[int], key_padding_mask: Tensor | None
+    ) -> Tensor | None:
+        """See ``LandmarkSampler.landmark_padding_mask``."""
+        if key_padding_mask is None:
+            return None
+        bins = self.bins(grid)
+        if len(grid) == 1:
+            tokens_left = (~key_padding_mask).sum(-1, keepdim=True)
+            return torch.arange(bins[0], device=key_padding_mask.device) >= tokens_left
+        unpadded = (~key_padding_mask).float()[:, None, :, None]
+        return (_mean_of_cells(unpadded, grid, bins, torch.float32) == 0)[:, 0, :, 0]
+
+    def bins(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """The number of landmarks along each dimension of ``grid``."""
+        if isinstance(self.num_landmarks, int):
+            # Dynamo traces through a cache, and warns of it.
+            split = _split_by_aspect if torch.compiler.is_compiling() else _cached_split
+            return split(self.num_landmarks, tuple(grid))
+        if len(self.num_landmarks) != len(grid):
+            raise ValueError(
+                f"num_landmarks={self.num_landmarks} has {len(self.num_landmarks)} dimensions and "
+                f"the grid {tuple(grid)} has {len(grid)}; give one number for each, or an int"
+            )
+        return tuple(map(_at_most, self.num_landmarks, grid))
+
+    def extra_repr(self) -> str:
+        """The number of landmarks."""
+        return f"num_landmarks={self.num_landmarks}"
+
+
+def _at_most(count: int, size: int) -> int:
+    # ``min`` of a compiler's symbol is a symbol; a branch is settled when it is traced.
+    return count if size >= count else size
+
+
+def _split_by_aspect(count: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """At most ``count`` cells, close to it in number and to the grid in aspect."""
+    if 0 in grid:
+        return tuple(min(1, size) for size in grid)
+    if len(grid) == 1:
+        return (_at_most(count, grid[0]),)
+    leading = product(*(range(1, min(size, count) + 1) for size in grid[:-1]))
+    splits = [
+        (*sizes, min(grid[-1], count // math.prod(sizes)))
+        for sizes in leading
+        if math.prod(sizes) <= count
+    ]
+    # Early versions of Dynamo know the key of ``sorted`` alone.
+    return sorted(splits, key=lambda bins: _elongation(bins, grid) - math.log(math.prod(bins)))[0]
+
+
+def _elongation(bins: tuple[int, ...], grid: tuple[int, ...]) -> float:
+    """The logarithm of the ratio of a cell's longest side to its shortest."""
+    sides = [math.log(size / number) for size, number in zip(grid, bins, strict=True)]
+    return max(sides) - min(sides)
+
+
+_cached_split = lru_cache(_split_by_aspect)
+
+
+def _mean_of_cells(
+    tokens: Tensor, grid: Sequence[int], bins: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """(batch, heads, n, d) → (batch, heads, m, d): means over the cells of a partition."""
+    maps = tokens.unflatten(2, tuple(grid))
+    for dim, count in enumerate(bins, start=2):
+        maps = _mean_of_even_runs(maps, dim, count, dtype)
+    return maps.flatten(2, 1 + len(grid))
+
+
+def _mean_of_even_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Means over ``count`` runs along ``dim``: the first n mod count are one longer."""
+    if count == 0:
+        return x.to(dtype)
+    if torch.compiler.is_compiling():
+        return _mean_of_indexed_runs(x, dim, count, dtype)
+    length, longer = divmod(x.shape[dim], count)
+    head = x.narrow(dim, 0, longer * (length + 1)).unflatten(dim, (longer, length + 1))
+    tail = x.narrow(dim, longer * (length + 1), (count - longer) * length)
+    tail = tail.unflatten(dim, (count - longer, length))
+    return torch.cat([part.mean(dim + 1, dtype=dtype) for part in (head, tail)], dim)
+
+
+def _mean_of_indexed_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> Tensor:
+    """The same in shapes that are alike for all n, which a compiler needs to be done once."""
+    n = x.shape[dim]
+    length, longer = n // count, n % count
+    run = torch.arange(count, device=x.device)
+    member = torch.arange(length + 1, device=x.device)
+    start = run * length + run.clamp(max=longer)
+    place = (start[:, None] + member).clamp(max=n - 1)
+    size = (length + (run < longer)).view(-1, *[1] * (x.ndim - dim - 1))
+    is_member = member.view(-1, *[1] * (x.ndim - dim - 1)) < size.unsqueeze(1)
+    members = x.index_select(dim, place.flatten()).unflatten(dim, (count, length + 1))
+    return members.where(is_member, 0).sum(dim + 1, dtype=dtype) / size
+
+
+def _mean_of_runs(tokens: Tensor, count: int, padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same for sequences, each cut as if its padding were not there; short ones end in 0.
+
+    Tokens are gathered, not scattered, which gives the same bits at every run on any device.
+    """
+    n = tokens.shape[2]
+    if n == 0 or count == 0:
+        return tokens.new_zeros(*tokens.shape[:2], count, tokens.shape[3], dtype=dtype)
+    tokens_left = (~padding).sum(-1, keepdim=True)
+    runs = tokens_left.clamp(max=count)
+    length = tokens_left // runs.clamp(min=1)
+    longer = tokens_left - length * runs
+    run = torch.arange(count, device=padding.device)
+    start = run * length + torch.minimum(run, longer)
+    size = length + (run < longer)
+    size = size.masked_fill(run >= runs, 0)
+    # The members of every run among the tokens that are left, (batch, count · longest run).
+    longest = n // count + 1
+    member = torch.arange(longest, device=padding.device)
+    is_member = (member < size[..., None])[:, None, :, :, None]
+    place = (start[..., None] + member).clamp(max=n - 1)
+    place = place.reshape(padding.shape[0], count * longest)
+    left_first = inverse_permutation(places_with_padding_last(padding))
+    place = left_first.gather(1, place)[:, None, :, None]
+    place = place.expand(-1, tokens.shape[1], -1, tokens.shape[3])
+    members = tokens.gather(2, place).unflatten(2, (count, longest)).where(is_member, 0)
+    return members.sum(3, dtype=dtype) / size.clamp(min=1)[:, None, :, None]

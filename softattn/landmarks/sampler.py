@@ -1,0 +1,107 @@
+"""The interface of landmark samplers: m tokens that stand for all n."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from softattn.common.validation import as_sizes, check_cu_seqlens, check_floating, check_mask
+
+
+class LandmarkSampler(nn.Module, ABC):
+    """What ``SoftmaxFreeAttention`` asks of its ``landmarks``."""
+
+    @abstractmethod
+    def forward(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Landmarks (batch, heads, m, d) of ``tokens`` (batch, heads, n, d), in their dtype.
+
+        Args:
+            tokens: in row-major order of ``grid``.
+            grid: the sizes of one, two or three grid dimensions, whose product is n; (n,) by
+                default.
+            key_padding_mask: (batch, n), True where a token is padding, which is not read.
+        """
+
+    @abstractmethod
+    def landmark_padding_mask(
+        self, grid: Sequence[int], key_padding_mask: Tensor | None
+    ) -> Tensor | None:
+        """(batch, m), True where a landmark saw padding alone; None where none can have."""
+
+    def forward_varlen(
+        self, tokens: Tensor, cu_seqlens: Tensor, *, num_prefix_tokens: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Landmarks of sequences packed one after the other, of each those it would have alone.
+
+        Args:
+            tokens: (total, heads, d), all sequences.
+            cu_seqlens: (batch + 1,), int32 or int64, on the CPU or with the tokens: where each
+                sequence begins, and total.
+            num_prefix_tokens: how many tokens at the beginning of each are left out.
+
+        Returns:
+            Landmarks (batch, heads, m, d) with the most that a sequence has as m, and (batch, m),
+            True where one is padding.
+
+        Raises:
+            TypeError: tokens are not floating point, or offsets not int32 or int64.
+            ValueError: offsets do not fit the tokens, or a sequence is shorter than its prefix.
+        """
+        check_floating("tokens", tokens)
+        if tokens.ndim != 3:
+            raise ValueError(f"tokens must be (total, heads, d), got shape {tuple(tokens.shape)}")
+        lengths = check_cu_seqlens("cu_seqlens", cu_seqlens, len(tokens), tokens.device)
+        if not 0 <= num_prefix_tokens <= min(lengths, default=num_prefix_tokens):
+            raise ValueError(
+                "num_prefix_tokens must lie between 0 and the length of the shortest sequence, got "
+                f"{num_prefix_tokens} and the lengths {lengths}"
+            )
+        landmarks = [
+            self(rearrange(sequence[num_prefix_tokens:], "n h d -> 1 h n d"))
+            for sequence in tokens.split(lengths)
+        ]
+        counts = torch.tensor([each.shape[2] for each in landmarks], dtype=torch.long)
+        most = max(counts.tolist(), default=0)
+        padded = [nn.functional.pad(each, (0, 0, 0, most - each.shape[2])) for each in landmarks]
+        nothing = tokens.new_zeros(0, tokens.shape[1], most, tokens.shape[2])
+        padding = torch.arange(most) >= counts[:, None]
+        return torch.cat([nothing, *padded]), padding.to(tokens.device)
+
+
+def check_grid(grid: Sequence[int] | None, n: int) -> tuple[int, ...]:
+    """The grid of n tokens, (n,) where none is given.
+
+    Raises:
+        ValueError: not one to three dimensions, or a product that is not n.
+    """
+    sizes = (n,) if grid is None else as_sizes("grid", grid, dimensions=1)
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 0:
+        raise ValueError(f"grid must have one, two or three dimensions, got {sizes}")
+    if math.prod(sizes) != n:
+        raise ValueError(
+            f"grid {sizes} holds {math.prod(sizes)} tokens, got {n} tokens (prefix tokens are not "
+            "in the grid: num_prefix_tokens says how many there are)"
+        )
+    return sizes
+
+
+def check_tokens_on_grid(
+    tokens: Tensor, grid: Sequence[int] | None, key_padding_mask: Tensor | None
+) -> tuple[int, ...]:
+    """Checks the arguments of ``LandmarkSampler.forward`` and returns the grid."""
+    check_floating("tokens", tokens)
+    if tokens.ndim != 4:
+        raise ValueError(
+            f"tokens must be (batch, heads, tokens, d), got shape {tuple(tokens.shape)}"
+        )
+    batch, _, n, _ = tokens.shape
+    check_mask("key_padding_mask", key_padding_mask, (batch, n), tokens.device)
+    return check_grid(grid, n)

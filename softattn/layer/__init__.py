@@ -1,0 +1,5 @@
+"""The layer."""
+
+from softattn.layer.module import SoftmaxFreeAttention
+
+__all__ = ["SoftmaxFreeAttention"]
