@@ -1,14 +1,17 @@
 """Softmax-free attention: linear in the number of tokens, with a batched Newton pseudo-inverse."""
 
 from softattn import reference
-from softattn.attention import gaussian_attention, softmax_free_attention
+from softattn.attention import (
+    gaussian_attention,
+    softmax_free_attention,
+    softmax_free_attention_varlen,
+)
 from softattn.backends.selection import Implementation, explain_impl
 from softattn.factors import AttentionFactors, attention_factors
 from softattn.gaussian import gaussian_kernel
 from softattn.landmarks import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler
 from softattn.layer import SoftmaxFreeAttention
 from softattn.pinv import NewtonPinv, PinvInfo, newton_pinv, newton_pinv_ex
-from softattn.varlen import softmax_free_attention_varlen
 
 __version__ = "0.1.0"
 

@@ -1,22 +1,24 @@
-"""Softmax-free attention and the exact attention that it approximates: check, choose, call."""
+"""The operators on (batch, heads, tokens, features): validate, choose a backend, call it."""
 
 from collections.abc import Callable
 
+import torch
+from einops import rearrange
 from torch import Tensor
 
-from softattn import fused
-from softattn.backends.selection import runs_on_triton
-from softattn.common.precision import promoted_under_autocast
+from softattn.backends.nystrom import middle_factor
+from softattn.backends.selection import select_backend
+from softattn.common.identity import cross_key
+from softattn.common.precision import promoted_under_autocast, without_autocast
 from softattn.common.validation import (
-    NORMALIZATIONS,
+    check_alike,
+    check_attention,
     check_causal,
-    check_choice,
+    check_cu_seqlens,
     check_mask,
+    check_operator_choices,
     check_scale,
-    check_tokens,
-    check_values,
 )
-from softattn.eager import attention as eager
 from softattn.pinv import resolve_pinv
 
 
@@ -26,7 +28,7 @@ def softmax_free_attention(
     value: Tensor,
     landmarks: Tensor,
     *,
-    normalization: str = "landmark",
+    normalization: str = "token",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -80,36 +82,131 @@ def softmax_free_attention(
         ValueError: shapes do not fit, devices differ, or a choice is unknown or cannot run.
     """
     check_causal(is_causal)
-    check_choice("normalization", normalization, NORMALIZATIONS)
-    if key is query:
-        key = None
-    keys = query if key is None else key
-    check_tokens(query=query, key=keys, landmarks=landmarks)
-    check_values(value, keys)
-    batch, _, n_k, _ = keys.shape
-    check_mask("key_padding_mask", key_padding_mask, (batch, n_k), keys.device)
-    n_landmarks = (batch, landmarks.shape[2])
-    check_mask("landmark_padding_mask", landmark_padding_mask, n_landmarks, keys.device)
-    query, keys, value, landmarks = promoted_under_autocast(query, keys, value, landmarks)
-    implementation = fused if runs_on_triton(impl, query, value, landmarks) else eager
-    scale = check_scale(scale, query)
-    landmarks, middle = implementation.middle_of_landmarks(
-        landmarks,
-        normalization=normalization,
-        pinv=resolve_pinv(pinv, impl),
-        scale=scale,
-        landmark_padding_mask=landmark_padding_mask,
-    )
-    return implementation.landmark_attention(
+    check_operator_choices(normalization, impl)
+    key = cross_key(query, key)
+    check_attention(
         query,
-        None if key is None else keys,
+        key,
         value,
         landmarks,
-        middle,
-        normalization=normalization,
-        scale=scale,
         key_padding_mask=key_padding_mask,
+        landmark_padding_mask=landmark_padding_mask,
     )
+    query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
+    backend = select_backend(impl, query, value, landmarks)
+    scale = check_scale(scale, query)
+    with without_autocast(query.device):
+        landmarks, middle = middle_factor(
+            backend,
+            landmarks,
+            normalization=normalization,
+            pinv=resolve_pinv(pinv, impl),
+            scale=scale,
+            landmark_padding_mask=landmark_padding_mask,
+        )
+        return backend.landmark_attention(
+            query,
+            key,
+            value,
+            landmarks,
+            middle,
+            normalization=normalization,
+            scale=scale,
+            key_padding_mask=key_padding_mask,
+        )
+
+
+def softmax_free_attention_varlen(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    normalization: str = "token",
+    pinv: str | Callable[[Tensor], Tensor] | None = None,
+    scale: float | None = None,
+    landmark_padding_mask: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """``softmax_free_attention`` within each of the sequences that lie packed one after the other.
+
+    Each answers what it would alone, up to rounding; what the others hold does not change a bit of
+    it. There is no padding of the tokens: memory is linear in the tokens that there are. The
+    landmarks' Gram matrices are inverted in one batch; the tokens are then worked through sequence
+    by sequence, so that many short sequences cost a launch of every operation each, where padding
+    would take one for all.
+
+    Layout and names are those of the variable-length functions of FlashAttention.
+
+    Args:
+        query: Q, (total_q, heads, d), floating point.
+        key: K, (total_k, heads, d). None, or the very tensor that is ``query``, is self-attention.
+        value: V, (total_k, heads, d_v).
+        landmarks: L, (batch, heads, m, d), as ``LandmarkSampler.forward_varlen`` gives them.
+        cu_seqlens_q: (batch + 1,), int32 or int64: where each sequence of ``query`` begins, and
+            total_q. Lengths may be 0. On the device of the tokens it is read back, which waits for
+            the device; on the CPU it is not.
+        cu_seqlens_k: likewise of ``key``; None in self-attention.
+        normalization: see ``softmax_free_attention``.
+        pinv: see ``softmax_free_attention``.
+        scale: see ``softmax_free_attention``.
+        landmark_padding_mask: (batch, m), True where a landmark is padding, as those that a
+            sequence of fewer than m tokens leaves over.
+        impl: see ``softmax_free_attention``.
+
+    Returns:
+        O, (total_q, heads, d_v), in the dtype of ``value``.
+
+    Raises:
+        TypeError: a tensor is not floating point, dtypes differ outside autocast, the offsets are
+            not int32 or int64, or a mask is not bool.
+        ValueError: shapes do not fit, offsets do not begin with 0, decrease or do not end with the
+            number of tokens, devices differ, or a choice is unknown or cannot run.
+
+    Examples:
+        >>> tokens = torch.randn(1000, 2, 32)
+        >>> cu_seqlens = torch.tensor([0, 700, 700, 1000])
+        >>> landmarks, padding = AvgPoolLandmarks(49).forward_varlen(tokens, cu_seqlens)
+        >>> softmax_free_attention_varlen(
+        ...     tokens, None, tokens, landmarks, cu_seqlens, landmark_padding_mask=padding
+        ... ).shape
+        torch.Size([1000, 2, 32])
+    """
+    check_operator_choices(normalization, impl)
+    key = cross_key(query, key)
+    lengths_q, lengths_k = _check_packed(query, key, value, landmarks, cu_seqlens_q, cu_seqlens_k)
+    check_mask(
+        "landmark_padding_mask", landmark_padding_mask, landmarks.shape[::2], landmarks.device
+    )
+    query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
+    backend = select_backend(impl, query, value, landmarks)
+    scale = check_scale(scale, query)
+    batch = len(landmarks)
+    with without_autocast(query.device):
+        landmarks, middle = middle_factor(
+            backend,
+            landmarks,
+            normalization=normalization,
+            pinv=resolve_pinv(pinv, impl),
+            scale=scale,
+            landmark_padding_mask=landmark_padding_mask,
+        )
+        outputs = [
+            backend.landmark_attention(
+                *sequence, normalization=normalization, scale=scale, key_padding_mask=None
+            )
+            for sequence in zip(
+                _sequences(query, lengths_q),
+                [None] * batch if key is None else _sequences(key, lengths_k),
+                _sequences(value, lengths_k),
+                landmarks.split([1] * batch),
+                middle.split([1] * batch),
+                strict=True,
+            )
+        ]
+    return torch.cat([value[:0], *(rearrange(output, "1 h n d -> n h d") for output in outputs)])
 
 
 def gaussian_attention(
@@ -144,20 +241,66 @@ def gaussian_attention(
             may under autocast alone: there all are promoted to the widest of them.
         ValueError: shapes do not fit, devices differ, or ``impl`` cannot run.
     """
-    if key is query:
-        key = None
+    key = cross_key(query, key)
+    check_attention(query, key, value, key_padding_mask=key_padding_mask)
+    query, key, value = promoted_under_autocast(query, key, value)
+    backend = select_backend(impl, query, value)
+    with without_autocast(query.device):
+        return backend.gaussian_attention(
+            query,
+            key,
+            value,
+            normalize=normalize,
+            scale=check_scale(scale, query),
+            key_padding_mask=key_padding_mask,
+        )
+
+
+def _sequences(packed: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
+    """(total, heads, d) as one (1, heads, n, d) for each sequence."""
+    return [rearrange(tokens, "n h d -> 1 h n d") for tokens in packed.split(lengths)]
+
+
+def _check_packed(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Checks packed sequences; returns the lengths of those of the queries and of the keys."""
+    if (key is None) != (cu_seqlens_k is None):
+        raise ValueError(
+            "cu_seqlens_k says where the sequences of key begin: give both, or neither in "
+            f"self-attention; got {'no ' if key is None else ''}key of its own and "
+            f"cu_seqlens_k={cu_seqlens_k}"
+        )
     keys = query if key is None else key
-    check_tokens(query=query, key=keys)
-    check_values(value, keys)
-    batch, _, n_k, _ = keys.shape
-    check_mask("key_padding_mask", key_padding_mask, (batch, n_k), keys.device)
-    query, keys, value = promoted_under_autocast(query, keys, value)
-    implementation = fused if runs_on_triton(impl, query, value) else eager
-    return implementation.gaussian_attention(
-        query,
-        None if key is None else keys,
-        value,
-        normalize=normalize,
-        scale=check_scale(scale, query),
-        key_padding_mask=key_padding_mask,
+    _check_shapes(query, keys, value, landmarks)
+    lengths_q = check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, len(query), query.device)
+    lengths_k = lengths_q
+    if cu_seqlens_k is not None:
+        lengths_k = check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, len(keys), keys.device)
+    batch = len(landmarks)
+    if not len(lengths_q) == len(lengths_k) == batch:
+        raise ValueError(
+            f"cu_seqlens_q, cu_seqlens_k and landmarks must be of one batch, got {len(lengths_q)}, "
+            f"{len(lengths_k)} and {batch} sequences"
+        )
+    return lengths_q, lengths_k
+
+
+def _check_shapes(query: Tensor, keys: Tensor, value: Tensor, landmarks: Tensor) -> None:
+    check_alike(query=query, key=keys, value=value, landmarks=landmarks)
+    fits = (
+        (query.ndim, keys.ndim, value.ndim, landmarks.ndim) == (3, 3, 3, 4)
+        and query.shape[1:] == keys.shape[1:] == landmarks.shape[1::2]
+        and value.shape[:2] == keys.shape[:2]
     )
+    if not fits:
+        raise ValueError(
+            "query must be (total_q, heads, d), key (total_k, heads, d), value (total_k, heads, "
+            f"d_v) and landmarks (batch, heads, m, d), got {tuple(query.shape)}, "
+            f"{tuple(keys.shape)}, {tuple(value.shape)} and {tuple(landmarks.shape)}"
+        )

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softattn.backends.nystrom import TOKEN_DENOMINATOR_FLOOR, middle_factor
+from softattn.backends.backend import EAGER
+from softattn.backends.nystrom import middle_factor
+from softattn.common.identity import cross_key
 from softattn.common.padding import blank_padding, gather_padding
-from softattn.common.precision import compute_dtype, without_autocast
-from softattn.common.validation import (
-    NORMALIZATIONS,
-    check_choice,
-    check_mask,
-    check_scale,
-    check_tokens,
-)
-from softattn.gaussian import gram_block
+from softattn.common.precision import promoted_under_autocast, without_autocast
+from softattn.common.quotient import floored, restored_diagonal
+from softattn.common.validation import NORMALIZATIONS, check_attention, check_choice, check_scale
 from softattn.pinv import resolve_pinv
 
 
@@ -95,7 +91,7 @@ def attention_factors(
     key: Tensor | None,
     landmarks: Tensor,
     *,
-    normalization: str = "landmark",
+    normalization: str = "token",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     scale: float | None = None,
     key_padding_mask: Tensor | None = None,
@@ -113,31 +109,36 @@ def attention_factors(
         (torch.Size([1, 2, 2, 1000]), torch.Size([1, 2, 1000]))
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
-    is_self = key is None or key is query
-    keys = query if key is None else key
-    check_tokens(query=query, key=keys, landmarks=landmarks)
-    batch, _, n_k, _ = keys.shape
-    check_mask("key_padding_mask", key_padding_mask, (batch, n_k), keys.device)
-    check_mask(
-        "landmark_padding_mask", landmark_padding_mask, (batch, landmarks.shape[2]), keys.device
+    key = cross_key(query, key)
+    check_attention(
+        query,
+        key,
+        landmarks=landmarks,
+        key_padding_mask=key_padding_mask,
+        landmark_padding_mask=landmark_padding_mask,
     )
+    query, key, landmarks = promoted_under_autocast(query, key, landmarks)
     scale = check_scale(scale, query)
-    landmarks = gather_padding(landmarks.to(compute_dtype(query)), landmark_padding_mask)
-    keys = gather_padding(keys, key_padding_mask)
+    keys = gather_padding(query if key is None else key, key_padding_mask)
     with without_autocast(query.device):
-        gram = gram_block(landmarks, landmarks, scale)
-        middle = middle_factor(gram, resolve_pinv(pinv), normalization, landmark_padding_mask)
-        key_side = blank_padding(gram_block(keys, landmarks, scale), key_padding_mask)
-        query_side = key_side if is_self else gram_block(query, landmarks, scale)
+        landmarks, middle = middle_factor(
+            EAGER,
+            landmarks,
+            normalization=normalization,
+            pinv=resolve_pinv(pinv),
+            scale=scale,
+            landmark_padding_mask=landmark_padding_mask,
+        )
+        key_side = blank_padding(EAGER.gram(keys, landmarks, scale), key_padding_mask)
+        query_side = key_side if key is None else EAGER.gram(query, landmarks, scale)
         if normalization != "token":
             return AttentionFactors(query_side, middle, key_side)
         through = query_side @ middle
         denominator = (through @ key_side.sum(2)[..., None])[..., 0]
         diagonal = None
-        if is_self:
-            diagonal = (1 - (through * key_side).sum(-1)).clamp(0, 1)
+        if key is None:
+            diagonal = restored_diagonal((through * key_side).sum(-1))
             if key_padding_mask is not None:
                 diagonal = diagonal.masked_fill(key_padding_mask[:, None], 0)
             denominator = denominator + diagonal
-        denominator = denominator.clamp(min=TOKEN_DENOMINATOR_FLOOR)
-    return AttentionFactors(query_side, middle, key_side, diagonal, denominator)
+    return AttentionFactors(query_side, middle, key_side, diagonal, floored(denominator))

@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from softattn import triton  # noqa: F401
-from softattn.eager import product_operator  # noqa: F401, they define the operators
+from softattn.eager import product  # noqa: F401, they define the operators
 
 Shape = Sequence[int]
 
@@ -119,8 +119,6 @@ def _gaussian_product(
 
 
 def _gaussian_product_gradient(
-    grad_product: Shape,
-    grad_quadratic: Shape,
     query: Shape,
     key: Shape,
     value: Shape,

@@ -44,7 +44,7 @@ def softmax_free_attention(
     value: Tensor,
     landmarks: Tensor,
     *,
-    normalization: str = "landmark",
+    normalization: str = "token",
     ridge: float = 0.01,
     scale: float | None = None,
     inverse: Callable[[Tensor], Tensor] = torch.linalg.inv,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from softattn.eager import product as streaming
+from softattn.eager import tiles as streaming
 
 settings.register_profile(
     "ci",

@@ -1,24 +1,36 @@
-"""The m × m factor between the two sides of the Nyström factorisation."""
+"""What comes before the tokens, once for all backends: the landmarks and the m × m factor."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# Where the quotient of "token" would divide by less, it divides by this.
-TOKEN_DENOMINATOR_FLOOR = 1e-3
+from softattn.backends.backend import Backend
+from softattn.common.padding import gather_padding
 
 
 def middle_factor(
-    gram: Tensor,
-    pinv: Callable[[Tensor], Tensor],
+    backend: Backend,
+    landmarks: Tensor,
+    *,
     normalization: str,
+    pinv: Callable[[Tensor], Tensor],
+    scale: float,
     landmark_padding_mask: Tensor | None,
-) -> Tensor:
-    """A⁺, or for "landmark" D^−½ A⁺ D^−½ with D the row sums of A: (batch, heads, m, m).
+) -> tuple[Tensor, Tensor]:
+    """The landmarks with padding moved away, and A⁺, or D^−½ A⁺ D^−½ for ``"landmark"``.
 
-    Rows and columns of padded landmarks are 0, and they have no part in the others.
+    D are the row sums of A = k(L, L).
+
+    Returns:
+        L, (batch, heads, m, d), and the factor, (batch, heads, m, m), whose rows and columns of
+        padded landmarks are 0. Padded landmarks do not influence the others.
+
+    Raises:
+        ValueError: ``pinv`` returns another shape than it gets.
     """
+    landmarks = gather_padding(landmarks, landmark_padding_mask)
+    gram = backend.gram(landmarks, landmarks, scale)
     padded = None
     if landmark_padding_mask is not None:
         padded = landmark_padding_mask[:, None, :, None] | landmark_padding_mask[:, None, None, :]
@@ -32,4 +44,4 @@ def middle_factor(
     if normalization == "landmark":
         root = gram.sum(-1, keepdim=True).rsqrt()
         inverse = root * inverse * root.mT
-    return inverse if padded is None else inverse.masked_fill(padded, 0)
+    return landmarks, inverse if padded is None else inverse.masked_fill(padded, 0)

@@ -1,4 +1,4 @@
-"""Which implementation a call runs on, and why."""
+"""The choice of a backend, and the reason for it."""
 
 import os
 from importlib.util import find_spec
@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softattn.common.validation import check_choice
+from softattn.backends.backend import EAGER, TRITON, Backend
+from softattn.common.validation import IMPLEMENTATIONS, check_choice
 
-IMPLEMENTATIONS = ("auto", "eager", "triton")
-
-# What the kernels' tiles hold.
+# The most that a tile of the kernels holds.
 MOST_FEATURES = 256
 MOST_LANDMARKS = 1024
 MOST_ROWS_TO_INVERT = 128
@@ -24,7 +23,7 @@ class Implementation(NamedTuple):
     """What a call runs on.
 
     name: ``"eager"`` or ``"triton"``.
-    reason: why, in words.
+    reason: why.
     """
 
     name: str
@@ -44,7 +43,7 @@ def explain_impl(
 
     Returns:
         The name of the implementation, ``"eager"`` or ``"triton"``, and the reason. It does not
-        raise where the call would: then the reason says what stands against ``impl``.
+        raise where the call would: then the reason says why ``impl`` cannot run.
 
     Examples:
         >>> explain_impl(torch.randn(1, 2, 100, 32))
@@ -63,16 +62,17 @@ def explain_impl(
     return Implementation("triton", "device, dtype and sizes are what the kernels are made for")
 
 
-def runs_on_triton(
+def select_backend(
     impl: str, query: Tensor, value: Tensor | None = None, landmarks: Tensor | None = None
-) -> bool:
-    """Whether a call runs on Triton.
+) -> Backend:
+    """The backend of a call.
 
     Raises:
         ValueError: ``impl`` is unknown, or ``"triton"`` and cannot run.
     """
     choice = explain_impl(query, value, landmarks, impl)
-    return _granted(impl, choice.reason if choice.name == "eager" else None)
+    on_triton = _granted(impl, choice.reason if choice.name == "eager" else None)
+    return TRITON if on_triton else EAGER
 
 
 def newton_runs_on_triton(impl: str, a: Tensor, method: str, iterations: int | None) -> bool:

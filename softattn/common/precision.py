@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +13,20 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def promoted_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast the tensors in the widest of their dtypes, else as they are.
+def promoted_under_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Under autocast the tensors in the widest of their dtypes, else as they are; None stays.
 
-    Autocast gives projections in half precision and norms in float32; what meets in one call then
-    meets in ``torch.promote_types`` of all.
+    Autocast makes projections half precision and norms float32. Tensors that meet in one call are
+    promoted by ``torch.promote_types``.
     """
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) < 2 or not autocasts(tensors[0].device):
+    present = [tensor for tensor in tensors if tensor is not None]
+    dtypes = {tensor.dtype for tensor in present}
+    if len(dtypes) < 2 or not autocasts(present[0].device):
         return tensors
     if not all(dtype.is_floating_point for dtype in dtypes):
         return tensors
     widest = reduce(torch.promote_types, dtypes)
-    return tuple(tensor.to(widest) for tensor in tensors)
+    return tuple(None if tensor is None else tensor.to(widest) for tensor in tensors)
 
 
 def autocasts(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of what callers hand in: what was expected, what came, what to do."""
+"""Checks of arguments. An error says what was expected, what came and what to do."""
 
 import math
 import operator
@@ -13,12 +13,19 @@ from torch import Tensor
 from softattn.common.precision import autocasts
 
 NORMALIZATIONS = ("none", "landmark", "token")
+IMPLEMENTATIONS = ("auto", "eager", "triton")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_operator_choices(normalization: object, impl: object) -> None:
+    """Raises ValueError unless both are choices that ``softmax_free_attention`` knows."""
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("impl", impl, IMPLEMENTATIONS)
 
 
 def check_causal(is_causal: bool) -> None:
@@ -99,8 +106,30 @@ def check_alike(**tensors: Tensor) -> None:
         )
 
 
+def check_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None = None,
+    landmarks: Tensor | None = None,
+    *,
+    key_padding_mask: Tensor | None = None,
+    landmark_padding_mask: Tensor | None = None,
+) -> None:
+    """Checks the tensors of one call on (batch, heads, tokens, features); no key is the query."""
+    keys = query if key is None else key
+    tokens = {"query": query, "key": keys}
+    check_tokens(**tokens if landmarks is None else {**tokens, "landmarks": landmarks})
+    if value is not None:
+        check_values(value, keys)
+    batch, _, n_k, _ = keys.shape
+    check_mask("key_padding_mask", key_padding_mask, (batch, n_k), keys.device)
+    if landmarks is not None:
+        places = (batch, landmarks.shape[2])
+        check_mask("landmark_padding_mask", landmark_padding_mask, places, keys.device)
+
+
 def check_values(value: Tensor, key: Tensor) -> None:
-    """Checks that every key has its value."""
+    """Checks that each key has a value."""
     check_alike(key=key, value=value)
     if value.ndim != 4 or value.shape[:3] != key.shape[:3]:
         raise ValueError(

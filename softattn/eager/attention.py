@@ -1,30 +1,11 @@
 """Softmax-free and exact Gaussian attention in PyTorch operations, on any device."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from softattn.backends.nystrom import TOKEN_DENOMINATOR_FLOOR, middle_factor
 from softattn.common.padding import blank_padding, gather_padding
-from softattn.common.precision import compute_dtype, without_autocast
-from softattn.eager.product_operator import gaussian_product, nearest_key_shift
-from softattn.gaussian import gram_block
-
-
-def middle_of_landmarks(
-    landmarks: Tensor,
-    *,
-    normalization: str,
-    pinv: Callable[[Tensor], Tensor],
-    scale: float,
-    landmark_padding_mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The landmarks with their padding out of the way, and the m × m factor between them."""
-    landmarks = gather_padding(landmarks.to(compute_dtype(landmarks)), landmark_padding_mask)
-    with without_autocast(landmarks.device):
-        gram = gram_block(landmarks, landmarks, scale)
-        return landmarks, middle_factor(gram, pinv, normalization, landmark_padding_mask)
+from softattn.common.quotient import floored, restored_diagonal
+from softattn.eager.product import gaussian_product, nearest_key_shift
 
 
 def landmark_attention(
@@ -38,26 +19,24 @@ def landmark_attention(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """The operator of ``softattn.softmax_free_attention``, on checked arguments."""
-    # 1. Padded tokens hold nothing, whatever was in them.
+    """See ``Backend.landmark_attention``."""
     is_self = key is None
     query, key, value = _without_padding(query, key, value, key_padding_mask)
-    with without_autocast(query.device):
-        # 2. S = P_kᵀ V, and u = P_kᵀ 1 beside it.
-        if normalization == "token":
-            value_and_one = _with_ones(value, key_padding_mask)
-            sums, _ = gaussian_product(landmarks, key, value_and_one, scale=scale)
-        else:
-            sums, _ = gaussian_product(landmarks, key, value, scale=scale)
-        # 3. O = P_q A⁺ S, for "token" over P_q A⁺ u, both with the diagonal put back.
-        weights = middle @ sums
-        form = middle if normalization == "token" and is_self else None
-        output, quadratic = gaussian_product(query, landmarks, weights, scale=scale, form=form)
-        if normalization == "token":
-            if quadratic is not None:
-                # 0 to 1 but for rounding, which must not grow where tokens are far apart.
-                output = torch.addcmul(output, (1 - quadratic).clamp(0, 1), value_and_one)
-            output = output[..., :-1] / output[..., -1:].clamp(min=TOKEN_DENOMINATOR_FLOOR)
+    if normalization != "token":
+        sums, _ = gaussian_product(landmarks, key, value, scale=scale)
+        output, _ = gaussian_product(query, landmarks, middle @ sums, scale=scale)
+    else:
+        # 1. S = P_kᵀ V and u = P_kᵀ 1 beside it.
+        value_and_one = _with_ones(value, key_padding_mask)
+        sums, _ = gaussian_product(landmarks, key, value_and_one, scale=scale)
+        # 2. P_q M S and P_q M u, and in self-attention P_i M P_iᵀ.
+        output, approximated = gaussian_product(
+            query, landmarks, middle @ sums, scale=scale, form=middle if is_self else None
+        )
+        # 3. The exact diagonal and the quotient.
+        if approximated is not None:
+            output = torch.addcmul(output, restored_diagonal(approximated), value_and_one)
+        output = output[..., :-1] / floored(output[..., -1:])
     output = output.to(value.dtype)
     return blank_padding(output, key_padding_mask) if is_self else output
 
@@ -71,7 +50,7 @@ def gaussian_attention(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """The operator of ``softattn.gaussian_attention``, on checked arguments."""
+    """See ``Backend.gaussian_attention``."""
     is_self = key is None
     query, key, value = _without_padding(query, key, value, key_padding_mask)
     if normalize:
@@ -90,12 +69,12 @@ def gaussian_attention(
 def _without_padding(
     query: Tensor, key: Tensor | None, value: Tensor, padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values in which padding says nothing; self-attention keeps them one."""
+    """Queries, keys and values without what padding holds; self-attention keeps queries = keys."""
     keys = gather_padding(query if key is None else key, padding_mask)
     return keys if key is None else query, keys, blank_padding(value, padding_mask)
 
 
 def _with_ones(value: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """The values and a column of ones, 0 for padding, whose sum is what divides them."""
+    """The values and a column of ones, 0 for padding."""
     ones = blank_padding(torch.ones_like(value[..., :1]), padding_mask)
     return torch.cat([value, ones], -1)

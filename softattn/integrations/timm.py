@@ -9,8 +9,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
-from softattn.backends.selection import IMPLEMENTATIONS
-from softattn.common.validation import NORMALIZATIONS, check_causal, check_choice
+from softattn.common.validation import IMPLEMENTATIONS, NORMALIZATIONS, check_causal, check_choice
 from softattn.integrations.swap import SwapReport, linear_of, tied
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
 from softattn.landmarks.pooling import pool_landmarks

@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
-from softattn.backends.selection import IMPLEMENTATIONS
 from softattn.common.validation import (
+    IMPLEMENTATIONS,
     NORMALIZATIONS,
     check_causal,
     check_choice,

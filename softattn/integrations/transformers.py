@@ -10,8 +10,7 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softattn.attention import softmax_free_attention
-from softattn.backends.selection import IMPLEMENTATIONS
-from softattn.common.validation import NORMALIZATIONS, check_causal, check_choice
+from softattn.common.validation import IMPLEMENTATIONS, NORMALIZATIONS, check_causal, check_choice
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
 from softattn.landmarks.pooling import pool_landmarks
 from softattn.pinv import resolve_pinv

@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from softattn.attention import softmax_free_attention
-from softattn.backends.selection import IMPLEMENTATIONS
+from softattn.attention import softmax_free_attention, softmax_free_attention_varlen
 from softattn.common.precision import autocasts
 from softattn.common.validation import (
+    IMPLEMENTATIONS,
     NORMALIZATIONS,
     as_sizes,
     check_causal,
@@ -23,7 +23,6 @@ from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
 from softattn.layer.grid_tokens import TokenBatch, arrange_tokens
 from softattn.layer.packed_tokens import RaggedTokens, as_ragged, is_ragged
 from softattn.pinv import resolve_pinv
-from softattn.varlen import softmax_free_attention_varlen
 
 
 class SoftmaxFreeAttention(nn.Module):
@@ -62,7 +61,7 @@ class SoftmaxFreeAttention(nn.Module):
         *,
         head_dim: int | None = None,
         landmarks: LandmarkSampler | None = None,
-        normalization: str = "landmark",
+        normalization: str = "token",
         pinv: str | Callable[[Tensor], Tensor] | None = None,
         value_conv: int | Sequence[int] = 0,
         bias: bool = True,

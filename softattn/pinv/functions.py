@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from softattn import triton as operators
-from softattn.backends.selection import IMPLEMENTATIONS, newton_runs_on_triton
+from softattn.backends.selection import newton_runs_on_triton
 from softattn.common.compiler import apply, settles_symbols
 from softattn.common.precision import compute_dtype, without_autocast
-from softattn.common.validation import check_choice, check_floating
+from softattn.common.validation import IMPLEMENTATIONS, check_choice, check_floating
 
 # Newton doubles the share of a singular value σ/‖A‖ in each of 2 log₂(‖A‖/σ) steps; half again as
 # many for norms that overestimate.

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.backends.nystrom import TOKEN_DENOMINATOR_FLOOR
 from softattn.common.precision import without_autocast
+from softattn.common.quotient import DENOMINATOR_FLOOR
 from softattn.triton.registration import (
     center_of,
     contiguous_like,
@@ -57,7 +57,7 @@ def landmark_attention(
             middle @ sums,
             dtype=value.dtype,
             padding=padding if key is None else None,
-            floor=TOKEN_DENOMINATOR_FLOOR if quotient else None,
+            floor=DENOMINATOR_FLOOR if quotient else None,
             diagonal=Diagonal(value, middle) if quotient and key is None else None,
             **common,
         )
@@ -119,7 +119,7 @@ def landmark_attention_gradient(
                 grad,
                 output,
                 denominator,
-                floor=TOKEN_DENOMINATOR_FLOOR,
+                floor=DENOMINATOR_FLOOR,
                 padding=query_padding,
                 values=value if is_self else None,
                 diagonal=diagonal if is_self else None,

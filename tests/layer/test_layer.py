@@ -237,7 +237,7 @@ def test_defaults():
     assert isinstance(attention.landmarks, AvgPoolLandmarks)
     assert attention.landmarks.num_landmarks == 49
     assert attention.pinv.method == "minimax"
-    assert attention.normalization == "landmark"
+    assert attention.normalization == "token"
     assert attention.value_conv is None
     assert attention.head_dim == 4
     assert SoftmaxFreeAttention(8, 3, head_dim=5).qk_proj.out_features == 15

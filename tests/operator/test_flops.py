@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import softattn.flops
 from softattn import softmax_free_attention
 from softattn import triton as operators
-from softattn.eager import product as streaming
+from softattn.eager import product as product_module
 
 BATCH, HEADS, N, N_CROSS, M, D, D_V = 2, 3, 11, 7, 5, 4, 6
 PAIRS = BATCH * HEADS
@@ -87,17 +87,21 @@ def test_operator_of_the_compiled_eager_path_counts_what_it_runs(with_form):
     weights = torch.ones(BATCH, HEADS, M, D_V, requires_grad=True)
     form = torch.ones(BATCH, HEADS, M, M, requires_grad=True) if with_form else None
 
+    operands = (query, landmarks, weights, form, None)
+
     def traced():
-        return streaming.gaussian_product(query, landmarks, weights, form=form, scale=0.5)
+        return product_module.gaussian_product(query, landmarks, weights, form=form, scale=0.5)
 
-    def opaque():
-        return torch.ops.softattn.gaussian_product(query, landmarks, weights, form, None, 0.5)
-
-    def backward_of(outputs):
-        return lambda: sum(x.sum() for x in outputs if x is not None).backward()
-
-    assert flops(opaque) == flops(traced) > 0
-    assert flops(backward_of(opaque())) == flops(backward_of(traced())) > 0
+    product, quadratic = traced()
+    grads = (torch.ones_like(product), torch.ones_like(quadratic) if with_form else None)
+    ones = [grad for grad in grads if grad is not None]
+    outputs = [output for output in (product, quadratic) if output is not None]
+    assert flops(lambda: torch.ops.softattn.gaussian_product(*operands, 0.5)) == flops(traced) > 0
+    assert (
+        flops(lambda: torch.ops.softattn.gaussian_product_gradient(*operands, *grads, 0.5))
+        == flops(lambda: torch.autograd.backward(outputs, ones))
+        > 0
+    )
 
 
 @pytest.mark.parametrize("crossed", [False, True])

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import softattn
-from softattn.eager import product as streaming
+from softattn.eager import tiles as streaming
 
 N, M, D = 2**16, 64, 8
 

@@ -1,0 +1,30 @@
+"""The backends: three operators each, with one signature."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from softattn.eager import attention as eager
+from softattn.eager.gram import gram
+from softattn.triton import backend as triton
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the operators. Arguments are checked, autocast is off.
+
+    gram: ``(query, key, scale)`` to the block k(Q, K), (batch, heads, n_q, n_k).
+    landmark_attention: ``(query, key, value, landmarks, middle, *, normalization, scale,
+        key_padding_mask)`` to O, (batch, heads, n_q, d_v). ``key=None`` is self-attention;
+        ``middle`` is what ``nystrom.middle_factor`` returns.
+    gaussian_attention: ``(query, key, value, *, normalize, scale, key_padding_mask)`` to O.
+    """
+
+    gram: Callable[..., Tensor]
+    landmark_attention: Callable[..., Tensor]
+    gaussian_attention: Callable[..., Tensor]
+
+
+EAGER = Backend(gram, eager.landmark_attention, eager.gaussian_attention)
+TRITON = Backend(triton.gram, triton.landmark_attention, triton.gaussian_attention)

@@ -1,0 +1,48 @@
+"""The Triton operators with the signatures of a ``Backend``."""
+
+from torch import Tensor
+
+from softattn.triton.gaussian_attention import gaussian_attention as _exact
+from softattn.triton.gaussian_kernel import gaussian_kernel as gram
+from softattn.triton.landmark_attention import landmark_attention as _through_landmarks
+
+__all__ = ["gaussian_attention", "gram", "landmark_attention"]
+
+
+def landmark_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    *,
+    normalization: str,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """See ``Backend.landmark_attention``."""
+    padding = _contiguous(key_padding_mask)
+    quotient = normalization == "token"
+    output, *_ = _through_landmarks(
+        query, key, value, landmarks, middle.float(), padding, scale, quotient
+    )
+    return output
+
+
+def gaussian_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    *,
+    normalize: bool,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """See ``Backend.gaussian_attention``."""
+    output, _ = _exact(query, key, value, _contiguous(key_padding_mask), scale, normalize)
+    return output
+
+
+def _contiguous(padding_mask: Tensor | None) -> Tensor | None:
+    """The mask as the kernels read it."""
+    return None if padding_mask is None else padding_mask.contiguous()
