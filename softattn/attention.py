@@ -177,13 +177,11 @@ def softmax_free_attention_varlen(
     check_operator_choices(normalization, impl)
     key = cross_key(query, key)
     lengths_q, lengths_k = _check_packed(query, key, value, landmarks, cu_seqlens_q, cu_seqlens_k)
-    check_mask(
-        "landmark_padding_mask", landmark_padding_mask, landmarks.shape[::2], landmarks.device
-    )
+    batch, _, m, _ = landmarks.shape
+    check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
     backend = select_backend(impl, query, value, landmarks)
     scale = check_scale(scale, query)
-    batch = len(landmarks)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
             backend,

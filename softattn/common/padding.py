@@ -1,4 +1,4 @@
-"""Padding: put where it is in nobody's way, or blanked out."""
+"""Moves or zeroes padded tokens."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from softattn.common.precision import compute_dtype
 
 
 def gather_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Padded tokens moved to the mean of the others, where they are in nobody's way."""
+    """Tokens (batch, heads, n, d) with padded ones moved to the mean of the others."""
     if padding_mask is None:
         return tokens
     padded = padding_mask[:, None, :, None]
@@ -18,17 +18,17 @@ def gather_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def blank_padding(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Zeros at padded tokens, also where they held NaN."""
+    """Tokens (batch, heads, n, d) with zeros for padding, also where that is NaN."""
     return tokens if padding_mask is None else tokens.masked_fill(padding_mask[:, None, :, None], 0)
 
 
 def places_with_padding_last(padding_mask: Tensor) -> Tensor:
-    """Where each token of (batch, n) goes when padding moves behind the rest, else in order."""
+    """The new place of each token of (batch, n) when padding moves behind the rest."""
     kept = (~padding_mask).cumsum(-1)
     return torch.where(padding_mask, kept[:, -1:] + padding_mask.cumsum(-1), kept) - 1
 
 
 def inverse_permutation(places: Tensor) -> Tensor:
-    """Which token of (batch, n) comes to each place, given the place of each token."""
+    """The token of (batch, n) at each place, given the place of each token."""
     tokens = torch.arange(places.shape[-1], device=places.device).expand_as(places)
     return torch.empty_like(places).scatter(-1, places, tokens)

@@ -12,7 +12,7 @@ from softattn.attention import softmax_free_attention
 from softattn.common.validation import IMPLEMENTATIONS, NORMALIZATIONS, check_causal, check_choice
 from softattn.integrations.swap import SwapReport, linear_of, tied
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.landmarks.pooling import pool_landmarks
+from softattn.landmarks.sampler import pool_landmarks
 from softattn.pinv import resolve_pinv
 
 

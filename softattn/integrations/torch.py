@@ -20,7 +20,7 @@ from softattn.common.validation import (
 from softattn.factors import attention_factors
 from softattn.integrations.swap import SwapReport, linear_of, tied
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.landmarks.pooling import pool_landmarks
+from softattn.landmarks.sampler import pool_landmarks
 from softattn.pinv import resolve_pinv
 
 _NO_WEIGHTS_TO_DROP = (

@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from softattn.attention import softmax_free_attention
 from softattn.common.validation import IMPLEMENTATIONS, NORMALIZATIONS, check_causal, check_choice
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.landmarks.pooling import pool_landmarks
+from softattn.landmarks.sampler import pool_landmarks
 from softattn.pinv import resolve_pinv
 
 # What models hand to an attention function that changes its numbers, and why it cannot be honoured.

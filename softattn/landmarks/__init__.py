@@ -2,6 +2,18 @@
 
 from softattn.landmarks.average import AvgPoolLandmarks
 from softattn.landmarks.convolution import ConvLandmarks
-from softattn.landmarks.sampler import LandmarkSampler, check_grid
+from softattn.landmarks.sampler import (
+    LandmarkSampler,
+    check_grid,
+    check_sampler,
+    pool_landmarks,
+)
 
-__all__ = ["AvgPoolLandmarks", "ConvLandmarks", "LandmarkSampler", "check_grid"]
+__all__ = [
+    "AvgPoolLandmarks",
+    "ConvLandmarks",
+    "LandmarkSampler",
+    "check_grid",
+    "check_sampler",
+    "pool_landmarks",
+]

@@ -50,7 +50,9 @@ class AvgPoolLandmarks(LandmarkSampler):
         if key_padding_mask is None:
             pooled = _mean_of_cells(tokens, grid, bins, dtype)
         elif len(grid) == 1:
-            pooled = _mean_of_runs(tokens, bins[0], key_padding_mask, dtype)
+            if tokens.numel() == 0:
+                return tokens.new_zeros(*tokens.shape[:2], bins[0], tokens.shape[3])
+            pooled = _mean_of_gathered_runs(tokens, 2, bins[0], dtype, key_padding_mask)
         else:
             padding = key_padding_mask[:, None, :, None]
             share = _mean_of_cells((~padding).to(dtype), grid, bins, dtype)
@@ -134,7 +136,8 @@ def _mean_of_even_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> T
     if count == 0:
         return x.to(dtype)
     if torch.compiler.is_compiling():
-        return _mean_of_indexed_runs(x, dim, count, dtype)
+        # The shapes below depend on n mod count: each would be compiled anew.
+        return _mean_of_gathered_runs(x, dim, count, dtype)
     length, longer = divmod(x.shape[dim], count)
     head = x.narrow(dim, 0, longer * (length + 1)).unflatten(dim, (longer, length + 1))
     tail = x.narrow(dim, longer * (length + 1), (count - longer) * length)
@@ -142,44 +145,34 @@ def _mean_of_even_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> T
     return torch.cat([part.mean(dim + 1, dtype=dtype) for part in (head, tail)], dim)
 
 
-def _mean_of_indexed_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> Tensor:
-    """The same in shapes that are alike for all n, which a compiler needs to be done once."""
-    n = x.shape[dim]
-    length, longer = n // count, n % count
-    run = torch.arange(count, device=x.device)
-    member = torch.arange(length + 1, device=x.device)
-    start = run * length + run.clamp(max=longer)
-    place = (start[:, None] + member).clamp(max=n - 1)
-    size = (length + (run < longer)).view(-1, *[1] * (x.ndim - dim - 1))
-    is_member = member.view(-1, *[1] * (x.ndim - dim - 1)) < size.unsqueeze(1)
-    members = x.index_select(dim, place.flatten()).unflatten(dim, (count, length + 1))
-    return members.where(is_member, 0).sum(dim + 1, dtype=dtype) / size
-
-
-def _mean_of_runs(tokens: Tensor, count: int, padding: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for sequences, each cut as if its padding were not there; short ones end in 0.
+def _mean_of_gathered_runs(
+    x: Tensor, dim: int, count: int, dtype: torch.dtype, padding: Tensor | None = None
+) -> Tensor:
+    """The same without the tokens that are ``padding`` (batch, n); short samples end in zeros.
 
     Tokens are gathered, not scattered, which gives the same bits at every run on any device.
     """
-    n = tokens.shape[2]
-    if n == 0 or count == 0:
-        return tokens.new_zeros(*tokens.shape[:2], count, tokens.shape[3], dtype=dtype)
-    tokens_left = (~padding).sum(-1, keepdim=True)
-    runs = tokens_left.clamp(max=count)
-    length = tokens_left // runs.clamp(min=1)
-    longer = tokens_left - length * runs
-    run = torch.arange(count, device=padding.device)
+    n = x.shape[dim]
+    if padding is None:
+        order, left = None, torch.full((1, 1), n, device=x.device)
+    else:
+        order = inverse_permutation(places_with_padding_last(padding))
+        left = (~padding).sum(-1, keepdim=True)
+    # (batch, count): where each run starts among the tokens that are left, and its length.
+    runs = left.clamp(max=count)
+    length = left // runs.clamp(min=1)
+    longer = left - length * runs
+    run = torch.arange(count, device=x.device)
     start = run * length + torch.minimum(run, longer)
-    size = length + (run < longer)
-    size = size.masked_fill(run >= runs, 0)
-    # The members of every run among the tokens that are left, (batch, count · longest run).
-    longest = n // count + 1
-    member = torch.arange(longest, device=padding.device)
-    is_member = (member < size[..., None])[:, None, :, :, None]
-    place = (start[..., None] + member).clamp(max=n - 1)
-    place = place.reshape(padding.shape[0], count * longest)
-    left_first = inverse_permutation(places_with_padding_last(padding))
-    place = left_first.gather(1, place)[:, None, :, None]
-    place = place.expand(-1, tokens.shape[1], -1, tokens.shape[3])
-    members = tokens.gather(2, place).unflatten(2, (count, longest)).where(is_member, 0)
-    return members.sum(3, dtype=dtype) / size.clamp(min=1)[:, None, :, None]
+    size = (length + (run < longer)).masked_fill(run >= runs, 0)
+    # (batch, count, longest run): the members of each run.
+    member = torch.arange(n // count + 1, device=x.device)
+    is_member = member < size[..., None]
+    place = (start[..., None] + member).clamp(max=n - 1).flatten(1)
+    if order is not None:
+        place = order.gather(1, place)
+    tokens = x.movedim(dim, 1)
+    members = tokens.flatten(2).take_along_dim(place[..., None], 1)
+    members = members.unflatten(1, (count, len(member))).where(is_member[..., None], 0)
+    means = members.sum(2, dtype=dtype) / size.clamp(min=1)[..., None]
+    return means.unflatten(2, tokens.shape[2:]).movedim(1, dim)

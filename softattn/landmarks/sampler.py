@@ -8,11 +8,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from softattn.common.padding import inverse_permutation, places_with_padding_last
 from softattn.common.validation import as_sizes, check_cu_seqlens, check_floating, check_mask
 
 
 class LandmarkSampler(nn.Module, ABC):
-    """What ``SoftmaxFreeAttention`` asks of its ``landmarks``."""
+    """The interface of the ``landmarks`` of ``SoftmaxFreeAttention``."""
 
     @abstractmethod
     def forward(
@@ -27,19 +28,19 @@ class LandmarkSampler(nn.Module, ABC):
             tokens: in row-major order of ``grid``.
             grid: the sizes of one, two or three grid dimensions, whose product is n; (n,) by
                 default.
-            key_padding_mask: (batch, n), True where a token is padding, which is not read.
+            key_padding_mask: (batch, n), True where a token is padding, which is ignored.
         """
 
     @abstractmethod
     def landmark_padding_mask(
         self, grid: Sequence[int], key_padding_mask: Tensor | None
     ) -> Tensor | None:
-        """(batch, m), True where a landmark saw padding alone; None where none can have."""
+        """(batch, m), True where a landmark saw nothing but padding; None without padding."""
 
     def forward_varlen(
         self, tokens: Tensor, cu_seqlens: Tensor, *, num_prefix_tokens: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Landmarks of sequences packed one after the other, of each those it would have alone.
+        """Landmarks of packed sequences; each gets those that it would get alone.
 
         Args:
             tokens: (total, heads, d), all sequences.
@@ -74,6 +75,52 @@ class LandmarkSampler(nn.Module, ABC):
         nothing = tokens.new_zeros(0, tokens.shape[1], most, tokens.shape[2])
         padding = torch.arange(most) >= counts[:, None]
         return torch.cat([nothing, *padded]), padding.to(tokens.device)
+
+
+def pool_landmarks(
+    sampler: LandmarkSampler,
+    keys: Tensor,
+    key_padding_mask: Tensor | None = None,
+    *,
+    grid: Sequence[int] | None = None,
+    num_prefix_tokens: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """The landmarks of the keys after the prefix, and which of them saw nothing but padding.
+
+    In one dimension padding is moved behind the other tokens first.
+
+    Args:
+        sampler: what makes landmarks of tokens.
+        keys: (batch, heads, n, d).
+        key_padding_mask: (batch, n), True where a token is padding.
+        grid: sizes whose product is n − num_prefix_tokens; one dimension by default.
+        num_prefix_tokens: how many tokens before the grid are left out of the landmarks.
+
+    Returns:
+        (batch, heads, m, d), and (batch, m) or None.
+
+    Raises:
+        ValueError: the grid does not hold the keys after the prefix.
+    """
+    tokens = keys[:, :, num_prefix_tokens:]
+    grid = check_grid(grid, tokens.shape[2])
+    padding = None
+    if key_padding_mask is not None:
+        padding = key_padding_mask[:, num_prefix_tokens:]
+        if len(grid) == 1:
+            order = inverse_permutation(places_with_padding_last(padding))
+            padding = padding.gather(1, order)
+            tokens = tokens.take_along_dim(order[:, None, :, None], 2)
+    return sampler(tokens, grid, padding), sampler.landmark_padding_mask(grid, padding)
+
+
+def check_sampler(landmarks: object) -> None:
+    """Raises TypeError unless ``landmarks`` is a ``LandmarkSampler`` or None."""
+    if landmarks is not None and not isinstance(landmarks, LandmarkSampler):
+        raise TypeError(
+            "landmarks must be a LandmarkSampler such as softattn.AvgPoolLandmarks(49), got "
+            f"{landmarks!r}"
+        )
 
 
 def check_grid(grid: Sequence[int] | None, n: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A batch of tokens in the order that the layer works in: prefix, then grid, then padding."""
+"""Tokens of a batch in the layer's order: prefix, then grid, then padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class TokenBatch:
     features: (batch, n, embed_dim).
     grid: sizes whose product is n − num_prefix_tokens.
     padding: (batch, n), True where a token is padding, or None.
-    places: (batch, n), where each token of the sequence has gone, or None if none has moved.
+    places: (batch, n), the new place of each token of the sequence, or None if none has moved.
     """
 
     features: Tensor
@@ -33,7 +33,7 @@ class TokenBatch:
         return None if self.padding is None else self.padding[:, self.num_prefix_tokens :]
 
     def restore(self, output: Tensor) -> Tensor:
-        """Puts what was made of the tokens, (batch, n, …), back in their places, 0 for padding."""
+        """Puts a result for the tokens, (batch, n, …), back in their places, 0 for padding."""
         if self.padding is not None:
             output = output.masked_fill(self.padding.unsqueeze(-1), 0)
         if self.places is None:

@@ -1,6 +1,5 @@
 """The layer."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,19 +8,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention, softmax_free_attention_varlen
+from softattn.common.identity import cross_key
 from softattn.common.precision import autocasts
-from softattn.common.validation import (
-    IMPLEMENTATIONS,
-    NORMALIZATIONS,
-    as_sizes,
-    check_causal,
-    check_choice,
-    check_floating,
-)
+from softattn.common.validation import check_causal, check_floating, check_operator_choices
 from softattn.factors import AttentionFactors, attention_factors
-from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
+from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler, check_sampler
 from softattn.layer.grid_tokens import TokenBatch, arrange_tokens
-from softattn.layer.packed_tokens import RaggedTokens, as_ragged, is_ragged
+from softattn.layer.packed_tokens import PackedTokens, as_packed, is_packed
+from softattn.layer.value_conv import convolve_values, make_value_conv
 from softattn.pinv import resolve_pinv
 
 
@@ -75,18 +69,13 @@ class SoftmaxFreeAttention(nn.Module):
                 "embed_dim, num_heads and head_dim must be positive, got "
                 f"{embed_dim}, {num_heads} and {head_dim}"
             )
-        if landmarks is not None and not isinstance(landmarks, LandmarkSampler):
-            raise TypeError(
-                "landmarks must be a LandmarkSampler such as softattn.AvgPoolLandmarks(49), got "
-                f"{landmarks!r}"
-            )
+        check_sampler(landmarks)
         if head_dim is None and embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}; or "
                 "give head_dim"
             )
-        check_choice("normalization", normalization, NORMALIZATIONS)
-        check_choice("impl", impl, IMPLEMENTATIONS)
+        check_operator_choices(normalization, impl)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
@@ -98,9 +87,7 @@ class SoftmaxFreeAttention(nn.Module):
         self.out_proj = nn.Linear(inner, embed_dim, bias=bias, device=device, dtype=dtype)
         self.landmarks = AvgPoolLandmarks() if landmarks is None else landmarks
         self.pinv = resolve_pinv(pinv, impl)
-        self.value_conv = (
-            _depthwise_conv(num_heads, value_conv, device, dtype) if value_conv else None
-        )
+        self.value_conv = make_value_conv(num_heads, value_conv, device, dtype)
 
     def forward(
         self,
@@ -121,24 +108,25 @@ class SoftmaxFreeAttention(nn.Module):
 
         Sequences of different lengths need no padding: they come as a nested tensor of layout
         ``torch.jagged``, (batch, jagged tokens, embed_dim), or packed one after the other with
-        ``cu_seqlens``. Each answers what it would alone. ``softmax_free_attention_varlen`` tells
-        what that costs.
+        ``cu_seqlens``. Each gets the output that it would get alone. See
+        ``softmax_free_attention_varlen`` for the cost.
 
         Args:
             x: (batch, tokens, embed_dim), or a channels-last map (batch, *grid, embed_dim) of two
                 or three grid dimensions; jagged; or packed, (total, embed_dim).
-            context: likewise; landmarks, keys and values then come from it. The very tensor that
-                is ``x`` is self-attention.
+            context: likewise; landmarks, keys and values then come from it. ``x`` itself, or
+                another view of all of it, is self-attention.
             grid: one, two or three sizes whose product is the number of tokens without prefix
                 tokens, in row-major order; by default the map's, or one dimension.
             key_padding_mask: (batch, tokens), or (batch, *grid) for a map; True where a token is
-                padding. Padding is never read and answers 0, as does a sample that is all padding.
-                On a grid of one dimension a padded sample answers what it would unpadded.
+                padding. Padding is ignored; its output is 0, and so is that of a sample that is
+                all padding. On a grid of one dimension a sample gets the output that it would get
+                without its padding.
             num_prefix_tokens: how many tokens before the grid, such as a class token, are queries
                 and keys but have no part in the grid, the landmarks and the value convolution.
                 Of sequences of different lengths each begins with its own.
             cu_seqlens: (batch + 1,), int32 or int64: where each sequence that is packed in ``x``
-                begins, and total. On the CPU or the device of ``x``, from which it is read back.
+                begins, and total. On the CPU or the device of ``x``, which is then read back.
             context_cu_seqlens: likewise of ``context``.
             is_causal: not offered; True raises and says why.
 
@@ -151,10 +139,11 @@ class SoftmaxFreeAttention(nn.Module):
             ValueError: shapes that do not fit each other, the grid, the offsets or the layer.
         """
         check_causal(is_causal)
-        if context is x and (context_cu_seqlens is None or context_cu_seqlens is cu_seqlens):
-            context = context_cu_seqlens = None
+        if context_cu_seqlens is None or context_cu_seqlens is cu_seqlens:
+            context = cross_key(x, context)
+            context_cu_seqlens = None if context is None else context_cu_seqlens
         self._check_value_conv(context)
-        if is_ragged(x, cu_seqlens) or is_ragged(context, context_cu_seqlens):
+        if is_packed(x, cu_seqlens) or is_packed(context, context_cu_seqlens):
             if grid is not None or key_padding_mask is not None:
                 raise ValueError(
                     "sequences of different lengths have one dimension each and no padding: leave "
@@ -165,11 +154,11 @@ class SoftmaxFreeAttention(nn.Module):
                     "context_cu_seqlens says where the sequences of context begin: give context, "
                     "or leave it out"
                 )
-            queries_from = self._as_ragged("x", x, cu_seqlens)
+            queries_from = self._as_packed("x", x, cu_seqlens)
             keys_from = None
             if context is not None:
-                keys_from = self._as_ragged("context", context, context_cu_seqlens)
-            return self._attend_ragged(queries_from, keys_from, num_prefix_tokens)
+                keys_from = self._as_packed("context", context, context_cu_seqlens)
+            return self._attend_packed(queries_from, keys_from, num_prefix_tokens)
 
         inputs = self._project(x, context, grid, key_padding_mask, num_prefix_tokens)
         source = inputs.source
@@ -188,7 +177,7 @@ class SoftmaxFreeAttention(nn.Module):
         if self.value_conv is not None:
             if source.padding is not None:
                 values = values.masked_fill(source.padding[:, None, :, None], 0)
-            attended = attended + _convolve(self.value_conv, values, source.grid)
+            attended = attended + convolve_values(self.value_conv, values, source.grid)
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if context is None:
             output = source.restore(output)
@@ -205,12 +194,12 @@ class SoftmaxFreeAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         num_prefix_tokens: int = 0,
     ) -> AttentionFactors:
-        """The attention matrix of each head, as a call with these arguments uses it, in factors.
+        """The attention matrix of each head, for a call with these arguments, in factors.
 
         Its rows are the tokens of ``x`` and its columns those that are attended to, maps in
         row-major order: prefix tokens first, padding in its place with weights of 0. Rows times
-        projected values are what ``out_proj`` takes, but for what ``value_conv`` adds. Sequences
-        of different lengths have one matrix each, so they are given one by one.
+        projected values are the input of ``out_proj``, except for what ``value_conv`` adds.
+        Sequences of different lengths have one matrix each: give them one by one.
 
         Args:
             x: (batch, tokens, embed_dim) or (batch, *grid, embed_dim), see ``forward``.
@@ -226,8 +215,7 @@ class SoftmaxFreeAttention(nn.Module):
             TypeError: see ``forward``.
             ValueError: see ``forward``.
         """
-        if context is x:
-            context = None
+        context = cross_key(x, context)
         inputs = self._project(x, context, grid, key_padding_mask, num_prefix_tokens)
         source = inputs.source
         factors = attention_factors(
@@ -281,12 +269,12 @@ class SoftmaxFreeAttention(nn.Module):
             self.landmarks.landmark_padding_mask(*where),
         )
 
-    def _as_ragged(self, name: str, x: Tensor, cu_seqlens: Tensor | None) -> RaggedTokens:
+    def _as_packed(self, name: str, x: Tensor, cu_seqlens: Tensor | None) -> PackedTokens:
         self._check(name, x)
-        return as_ragged(name, x, self.embed_dim, cu_seqlens)
+        return as_packed(name, x, self.embed_dim, cu_seqlens)
 
-    def _attend_ragged(
-        self, queries_from: RaggedTokens, keys_from: RaggedTokens | None, num_prefix_tokens: int
+    def _attend_packed(
+        self, queries_from: PackedTokens, keys_from: PackedTokens | None, num_prefix_tokens: int
     ) -> Tensor:
         source = queries_from if keys_from is None else keys_from
         keys = self._packed_heads(self.qk_proj, source)
@@ -308,7 +296,7 @@ class SoftmaxFreeAttention(nn.Module):
         )
         if self.value_conv is not None:
             around = [
-                _convolve(
+                convolve_values(
                     self.value_conv,
                     rearrange(sequence, "n h d -> 1 h n d"),
                     (sequence.shape[0] - num_prefix_tokens,),
@@ -344,54 +332,15 @@ class SoftmaxFreeAttention(nn.Module):
     def _heads(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         return rearrange(projection(tokens), "b n (h d) -> b h n d", h=self.num_heads)
 
-    def _packed_heads(self, projection: nn.Linear, tokens: RaggedTokens) -> Tensor:
+    def _packed_heads(self, projection: nn.Linear, tokens: PackedTokens) -> Tensor:
         return rearrange(projection(tokens.features), "n (h d) -> n h d", h=self.num_heads)
 
 
 class _Projected(NamedTuple):
-    """What a call attends with: queries, keys (None in self-attention) and landmarks by head."""
+    """Queries, keys (None in self-attention) and landmarks of a call, by head."""
 
     source: TokenBatch
     queries: Tensor
     keys: Tensor | None
     landmarks: Tensor
     landmark_padding_mask: Tensor | None
-
-
-def _convolve(
-    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, values: Tensor, grid: tuple[int, ...]
-) -> Tensor:
-    """The value convolution over the grid, 0 at the tokens before it: (batch, heads, n, d)."""
-    prefix, dimensions = values.shape[2] - math.prod(grid), len(convolution.kernel_size)
-    if len(grid) != dimensions:
-        raise ValueError(
-            f"value_conv={convolution.kernel_size} is for grids of {dimensions} dimensions, got "
-            f"the grid {grid}; give one size for each dimension"
-        )
-    if values.numel() == 0 or 0 in grid:
-        return torch.zeros_like(values)
-    maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, grid)
-    local = rearrange(convolution(maps).flatten(2), "(b d) h n -> b h n d", b=values.shape[0])
-    return nn.functional.pad(local, (0, 0, prefix, 0))
-
-
-def _depthwise_conv(
-    num_heads: int,
-    size: int | Sequence[int],
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-    sizes = as_sizes("value_conv", size, dimensions=2)
-    if not 1 <= len(sizes) <= 3 or any(s < 1 or s % 2 == 0 for s in sizes):
-        raise ValueError(f"value_conv must be odd and positive, one to three sizes, got {size!r}")
-    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(sizes) - 1]
-    return convolution(
-        num_heads,
-        num_heads,
-        sizes,  # type: ignore[arg-type]
-        padding=tuple(s // 2 for s in sizes),  # type: ignore[arg-type]
-        groups=num_heads,
-        bias=False,
-        device=device,
-        dtype=dtype,
-    )

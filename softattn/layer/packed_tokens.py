@@ -1,4 +1,4 @@
-"""Sequences of different lengths, as the layer takes them: jagged, or packed with their offsets."""
+"""Sequences of different lengths: jagged, or packed with their offsets."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from softattn.common.validation import check_cu_seqlens
 
 
 @dataclass(frozen=True)
-class RaggedTokens:
+class PackedTokens:
     """Sequences one after the other.
 
     features: (total, embed_dim).
@@ -22,24 +22,24 @@ class RaggedTokens:
     jagged: Tensor | None
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """What was made of the tokens, (total, …), for each sequence."""
+        """A result for all tokens, (total, …), by sequence."""
         return tokens.split(self.cu_seqlens.diff().tolist())
 
     def restore(self, output: Tensor) -> Tensor:
-        """What was made of the tokens, (total, …), in the form that they came in."""
+        """A result for all tokens, (total, …), jagged where the tokens were."""
         if self.jagged is None:
             return output
-        # The very offsets: nested tensors add up only where they share them.
+        # The same offsets: nested tensors add up only where they share them.
         return torch.nested.nested_tensor_from_jagged(output, _offsets(self.jagged))
 
 
-def is_ragged(x: object, cu_seqlens: Tensor | None) -> bool:
+def is_packed(x: object, cu_seqlens: Tensor | None) -> bool:
     """Whether sequences of different lengths were given."""
     return cu_seqlens is not None or (isinstance(x, Tensor) and x.is_nested)
 
 
-def as_ragged(name: str, x: Tensor, embed_dim: int, cu_seqlens: Tensor | None) -> RaggedTokens:
-    """Makes ``RaggedTokens`` of the ``"x"`` or ``"context"`` of a layer.
+def as_packed(name: str, x: Tensor, embed_dim: int, cu_seqlens: Tensor | None) -> PackedTokens:
+    """Makes ``PackedTokens`` of the ``"x"`` or ``"context"`` of a layer.
 
     Raises:
         TypeError: the offsets are not int32 or int64.
@@ -56,7 +56,7 @@ def as_ragged(name: str, x: Tensor, embed_dim: int, cu_seqlens: Tensor | None) -
                 "torch.jagged, as torch.nested.nested_tensor_from_jagged(tokens, offsets) makes it"
             )
         jagged = x.contiguous()
-        return RaggedTokens(jagged.values(), _offsets(jagged).cpu(), jagged)
+        return PackedTokens(jagged.values(), _offsets(jagged).cpu(), jagged)
     if cu_seqlens is None or x.ndim != 2 or x.shape[1] != embed_dim:
         raise ValueError(
             f"{name} must be a jagged nested tensor, or packed as (total, {embed_dim}) with "
@@ -64,7 +64,7 @@ def as_ragged(name: str, x: Tensor, embed_dim: int, cu_seqlens: Tensor | None) -
             f"{tuple(x.shape)} with{'out' if cu_seqlens is None else ''} {offsets_name}"
         )
     check_cu_seqlens(offsets_name, cu_seqlens, len(x), x.device)
-    return RaggedTokens(x, cu_seqlens.cpu(), None)
+    return PackedTokens(x, cu_seqlens.cpu(), None)
 
 
 def _offsets(jagged: Tensor) -> Tensor:
