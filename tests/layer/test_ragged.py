@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.memory import LargestTensor
 from support.strategies import NORMALIZATIONS, normal, seeds
 from torch.nested import nested_tensor_from_jagged
 
@@ -225,8 +226,6 @@ def test_compiles_but_not_whole():
 
 def test_memory_is_that_of_the_tokens():
     """No array is as large as the padded batch."""
-    from test_memory import LargestTensor
-
     lengths = [4096] + [8] * 63
     x = torch.randn(sum(lengths), 6, requires_grad=True)
     attention = layer(normalization="token").float()

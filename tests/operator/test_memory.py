@@ -2,26 +2,13 @@
 
 import pytest
 import torch
+from support.memory import LargestTensor
 from support.strategies import NORMALIZATIONS
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import softattn
 from softattn.eager import tiles as streaming
 
 N, M, D = 2**16, 64, 8
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the elements of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        sizes = [t.numel() for t in tree_leaves(output) if isinstance(t, torch.Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return output
 
 
 LINEAR = N * (D + 1)

@@ -12,60 +12,22 @@ import softattn
 
 PACKAGE = Path(softattn.__file__).parent
 
-# What each file of the package may import from it.
+# What each room, a folder or a file, may import from the package.
 ALLOWED = {
-    "autograd": set(),
-    "centering": set(),
-    "middle": set(),
-    "precision": set(),
-    "validation": {"precision"},
+    "common": set(),
     "reference": set(),
-    "tracing": set(),
-    "implementation": {"validation"},
-    "padding": {"precision"},
-    "operators": {"centering", "kernels", "middle", "precision"},
-    "streaming": {"autograd", "centering", "precision", "tracing"},
-    "gaussian": {
-        "autograd",
-        "implementation",
-        "operators",
-        "precision",
-        "tracing",
-        "validation",
-    },
-    "pinv": {"autograd", "implementation", "operators", "precision", "tracing", "validation"},
-    "landmarks": {"padding", "precision", "validation"},
-    "streaming_operator": {"precision", "streaming", "tracing"},
-    "eager": {"gaussian", "middle", "padding", "precision", "streaming_operator"},
-    "fused": {"middle", "operators", "padding", "precision"},
-    "flops": {"operators", "streaming_operator"},
-    "attention": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
-    "factors": {"gaussian", "middle", "padding", "pinv", "precision", "validation"},
-    "tokens": {"landmarks", "padding", "validation"},
-    "integrations": {
-        "attention",
-        "factors",
-        "implementation",
-        "landmarks",
-        "padding",
-        "pinv",
-        "validation",
-    },
-    "plots": {"factors", "validation"},
-    "varlen": {"eager", "fused", "implementation", "pinv", "precision", "validation"},
-    "ragged": {"validation"},
-    "module": {
-        "attention",
-        "factors",
-        "implementation",
-        "landmarks",
-        "pinv",
-        "precision",
-        "ragged",
-        "tokens",
-        "validation",
-        "varlen",
-    },
+    "eager": {"common"},
+    "triton": {"common", "kernels"},
+    "backends": {"common", "eager", "triton"},
+    "landmarks": {"common"},
+    "pinv": {"backends", "common", "triton"},
+    "gaussian": {"backends", "common"},
+    "attention": {"backends", "common", "pinv"},
+    "factors": {"backends", "common", "pinv"},
+    "layer": {"attention", "common", "factors", "landmarks", "pinv"},
+    "integrations": {"attention", "common", "factors", "landmarks", "layer", "pinv"},
+    "plots": {"common", "factors"},
+    "flops": {"eager", "triton"},
 }
 
 
@@ -80,7 +42,7 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def test_every_file_has_its_layer():
+def test_every_room_has_its_layer():
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"kernels"}
     assert files | folders == set(ALLOWED)
