@@ -11,8 +11,8 @@ from itertools import product
 
 import pytest
 
-from benchmarks.kernel_cases import DTYPES, VARIANTS, Case
-from benchmarks.kernel_compilation import TARGETS, compiler_processes, launches, submit
+from benchmarks.kernels.cases import DTYPES, VARIANTS, Case
+from benchmarks.kernels.compilation import TARGETS, compiler_processes, launches, submit
 from softattn.kernels import configurations
 
 # The variants that a kernel's entries serve, the one that takes the most first.

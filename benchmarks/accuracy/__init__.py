@@ -1,0 +1,1 @@
+"""Error against exact attention, by input, landmarks and size of the map."""

@@ -1,0 +1,1 @@
+"""What each option of the layer costs."""

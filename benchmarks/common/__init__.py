@@ -1,0 +1,1 @@
+"""What all benchmarks share: options, timing, inputs, tables, figures and files."""

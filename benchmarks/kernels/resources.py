@@ -1,0 +1,118 @@
+"""Registers, stack, shared memory and matrix instructions of every kernel on every target.
+
+Compiles the kernels, which needs no GPU, and writes the table between two marks in
+docs/kernels.md.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.kernels.cases import Case
+from benchmarks.kernels.compilation import TARGETS, Resources, compiler_processes, submit
+from benchmarks.common.progress import progress_bar, terminal, until_interrupted
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+BEGIN, END = "<!-- resources: begin -->", "<!-- resources: end -->"
+HEADINGS = ("launched for", "tile", "warps", *TARGETS)
+
+CASES = tuple(
+    Case(variant, features, 64, dtype)
+    for features, dtype in ((64, "bfloat16"), (128, "bfloat16"), (256, "bfloat16"), (64, "float32"))
+    for variant in (
+        "sums",
+        "answer",
+        "answer, diagonal",
+        "answer, exact normalized",
+        "quotient gradient, diagonal",
+        "gradient",
+        "gradient, diagonal",
+        "block gradient",
+    )
+) + tuple(Case("newton", size, size, "float32") for size in (32, 64, 128))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compiles, prints the table and writes it into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the marks are")
+    parser.add_argument(
+        "--variants", nargs="+", metavar="VARIANT", help="what to compile; all by default"
+    )
+    args = parser.parse_args(argv)
+    cases = [case for case in CASES if args.variants is None or case.variant in args.variants]
+    console = terminal()
+    rows = []
+    with until_interrupted() as interrupted, progress_bar(console) as progress:
+        task = progress.add_task("", total=len(cases) * len(TARGETS), stage="compile")
+        with compiler_processes() as executor:
+            compiled = {
+                case: [submit(executor, case, target) for target in TARGETS.values()]
+                for case in cases
+            }
+            for case, futures in compiled.items():
+                progress.update(task, description=str(case))
+                found = []
+                for future in futures:
+                    found.append(future.result())
+                    progress.advance(task)
+                rows += rows_of(case, found)
+    console.print(_printed(rows))
+    if interrupted.is_set():
+        console.print("interrupted: the page is as it was")
+        return
+    write(args.page, rows)
+    console.print(f"written into {args.page}")
+
+
+def rows_of(case: Case, by_target: list[list[Resources]]) -> list[tuple[str, ...]]:
+    """One row for each kernel that the case launches."""
+    rows = []
+    for kernels in zip(*by_target, strict=True):
+        tiles = {"×".join(map(str, resources.tile)) for resources in kernels}
+        warps = {str(resources.warps) for resources in kernels}
+        rows.append(
+            (
+                f"{case.variant}, D = {case.features}, m = {case.landmarks}, {case.dtype}",
+                " or ".join(sorted(tiles)),
+                " or ".join(sorted(warps)),
+                *map(_text, kernels),
+            )
+        )
+    return rows
+
+
+def write(page: Path, rows: list[tuple[str, ...]]) -> None:
+    """Puts the table between the marks of ``page``.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} must hold {BEGIN} and after it {END}")
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---|---:|" + "---|" * len(TARGETS)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+
+
+def _text(resources: Resources) -> str:
+    return (
+        f"{resources.registers} / {resources.stack} / {resources.shared_memory / 1024:.0f} KiB / "
+        f"{resources.matrix_instructions}"
+    )
+
+
+def _printed(rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title="registers / stack / shared memory / matrix instructions")
+    for heading in HEADINGS:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+if __name__ == "__main__":
+    main()

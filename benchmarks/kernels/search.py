@@ -1,0 +1,111 @@
+"""Looks for better tiles of one kernel than the table of softattn.kernels.configurations has.
+
+On a GPU every candidate that fits is timed. Without one it is compiled for a target and ranked by
+what it takes: bytes of stack first, where registers did not suffice, then registers. The table's
+own entry is marked.
+"""
+
+import argparse
+from dataclasses import dataclass
+from itertools import product
+
+from rich.table import Table
+
+from benchmarks.common.arguments import positive_int
+from benchmarks.kernels.cases import DTYPES, VARIANTS, Case
+from benchmarks.kernels.compilation import TARGETS, Resources, compiler_processes, launches, submit
+from benchmarks.common.progress import progress_bar, terminal, until_interrupted
+from benchmarks.common.quantities import bytes_text, seconds_text
+
+Tile = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tile, what it takes, and on a GPU the time of a call in seconds."""
+
+    tile: Tile
+    resources: list[Resources]
+    seconds: float | None = None
+
+    @property
+    def cost(self) -> tuple[float, ...]:
+        """What candidates are sorted by."""
+        stack = sum(resources.stack for resources in self.resources)
+        registers = max(resources.registers for resources in self.resources)
+        return (self.seconds,) if self.seconds is not None else (stack, registers)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compiles or times all candidates and prints them, the best first."""
+    args = _parser().parse_args(argv)
+    case = Case(args.variant, args.features, args.landmarks, args.dtype)
+    target = TARGETS[args.target]
+    own = tuple(launches(case, target)[0].tile)
+    tiles = list(product(args.tokens, args.tile_landmarks, args.warps, args.stages))
+    console = terminal()
+    found: list[Candidate] = []
+    with until_interrupted(), progress_bar(console) as progress:
+        task = progress.add_task("", total=len(tiles), stage=str(case))
+        with compiler_processes() as executor:
+            compiled = {tile: submit(executor, case, target, tile) for tile in tiles}
+            for tile, future in compiled.items():
+                progress.update(task, advance=1, description=str(tile))
+                resources = future.result()
+                if max(r.shared_memory for r in resources) <= target.shared_memory:
+                    found.append(Candidate(tile, resources, _time(args, tile)))
+    console.print(_table(f"{case} on {target.name}", sorted(found, key=lambda c: c.cost), own))
+
+
+def _time(args: argparse.Namespace, tile: Tile) -> float | None:
+    """Seconds of a call with the tile, by CUDA events; None without a GPU."""
+    if args.device == "cpu":
+        return None
+    from triton.testing import do_bench
+
+    from benchmarks.kernels.compilation import with_tile
+
+    case = Case(
+        args.variant, args.features, args.landmarks, args.dtype, tokens=2**17, device=args.device
+    )
+    with with_tile(tile):
+        return float(do_bench(case.call(), return_mode="median")) / 1e3
+
+
+def _table(title: str, candidates: list[Candidate], own: tuple[int, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    headings = ("tokens", "landmarks", "warps", "stages", "time", "registers", "stack", "shared")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for candidate in candidates:
+        mark = " *" if candidate.tile[:2] == own[:2] else ""
+        table.add_row(
+            f"{candidate.tile[0]}{mark}",
+            *map(str, candidate.tile[1:]),
+            "" if candidate.seconds is None else seconds_text(candidate.seconds),
+            " ".join(str(r.registers) for r in candidate.resources),
+            " ".join(str(r.stack) for r in candidate.resources),
+            " ".join(bytes_text(r.shared_memory) for r in candidate.resources),
+        )
+    table.caption = "* a tile of the table's size"
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda times")
+    parser.add_argument("--target", choices=tuple(TARGETS), default="sm_90", help="to compile for")
+    parser.add_argument("--variant", choices=tuple(VARIANTS), default="gradient")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
+    parser.add_argument("--features", type=positive_int, default=64, help="D and D_v")
+    parser.add_argument("--landmarks", type=positive_int, default=64, help="m")
+    sizes = (("tokens", (16, 32, 64)), ("tile-landmarks", (32, 64)), ("warps", (4, 8)))
+    for name, default in (*sizes, ("stages", (1, 2, 3))):
+        parser.add_argument(f"--{name}", type=positive_int, nargs="+", default=list(default))
+    return parser
+
+
+if __name__ == "__main__":
+    main()

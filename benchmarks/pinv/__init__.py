@@ -1,0 +1,1 @@
+"""Error, steps and time of the Newton inverses, beside ``torch.linalg``."""

@@ -1,0 +1,1 @@
+"""A layer over sequences of different lengths."""
