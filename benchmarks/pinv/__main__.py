@@ -1,38 +1,46 @@
-"""Error, steps and time of the Newton inverses of softattn and of torch.linalg.
+"""Error, steps and time of the Newton inverses of softattn, beside torch.linalg.
 
 All invert the same batch of A + ridge · I, where A are Gaussian Gram matrices of landmarks drawn
-from N(0, spread²): a small spread collapses the spectrum. The method soft_norm_official has no
-ridge of its own and is handed A + ridge · I. The truth is torch.linalg.pinv in float64. Times are
-for the whole batch of --matrices, on CUDA by events; torch.linalg.inv and the Cholesky
-factorisation read back there whether they succeeded, and "transpose" how far it got. Ctrl-C keeps
-the finished spreads.
+from N(0, spread²): a small spread makes the spectrum collapse. Errors are relative, in the
+Frobenius norm, against torch.linalg.pinv in float64. Times are for the whole batch of --matrices.
+On CUDA torch.linalg.inv, the Cholesky factorisation and "transpose" read back from the device.
+Ctrl-C keeps the finished spreads.
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.arguments import DTYPES, common_parser, parse, positive_float, positive_int
-from benchmarks.pinv_figure import pinv_figure
-from benchmarks.pinv_measurements import Spread, gram_matrices, measure_spread
-from benchmarks.pinv_methods import methods
-from benchmarks.pinv_table import pinv_tables
-from benchmarks.progress import progress_bar, terminal, until_interrupted
-from benchmarks.report import start_report
+from rich.table import Table
+
+from benchmarks.common.arguments import (
+    DTYPES,
+    add_timing_options,
+    common_parser,
+    parse,
+    positive_float,
+    positive_int,
+)
+from benchmarks.common.progress import counted_steps
+from benchmarks.common.quantities import seconds_text, three_digits
+from benchmarks.common.report import Report, new_table
+from benchmarks.pinv.figure import pinv_panels
+from benchmarks.pinv.measurements import Spread, gram_matrices, measure_spread
+from benchmarks.pinv.methods import METHODS
 
 SPREADS = (3.0, 1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.01)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the tables, and writes the JSON file and the figure."""
+    """Measures, prints the tables, and writes the JSON file and the figures."""
     args = parse(_parser(), argv)
-    console = terminal()
-    report = start_report("pinv", args, argv)
+    report = Report.of("pinv", args, argv)
     spreads: list[Spread] = []
-    with until_interrupted() as interrupted, progress_bar(console) as progress:
-        task = progress.add_task("", total=len(args.spreads) * len(methods()), stage="pinv")
+    total = len(args.spreads) * len(METHODS)
+    with counted_steps(report.console, "pinv", total) as steps:
         for spread in args.spreads:
-            progress.update(task, description=f"spread {spread:g}")
+            steps.describe(f"spread {spread:g}")
             a = gram_matrices(
                 spread,
                 matrices=args.matrices,
@@ -49,48 +57,56 @@ def main(argv: list[str] | None = None) -> None:
                     max_steps=args.max_steps,
                     rounds=args.rounds,
                     seconds=args.seconds_per_cell,
-                    done=lambda _: progress.advance(task),
+                    done=steps.advance,
                 )
             )
     if not spreads:
-        console.print("interrupted before the first spread was finished; nothing was written")
+        report.console.print("interrupted before the first spread was finished; wrote nothing")
         return
-    for table in pinv_tables(spreads):
-        console.print(table)
-    results = {"spreads": [_spread_json(spread) for spread in spreads]}
-    json_path = report.write_json(results, interrupted=interrupted.is_set())
-    matrices = f"{args.matrices} Gaussian Gram matrices of {args.size} × {args.size}"
-    matrices = f"{matrices}, ridge {args.ridge:g}"
-    figure = pinv_figure(spreads, matrices, report.environment.line())
-    report.announce(console, [json_path, *report.write_figure(figure)])
+    panels = pinv_panels(spreads)
+    report.finish(
+        _tables(spreads),
+        {"spreads": [_spread_json(spread) for spread in spreads]},
+        interrupted=steps.interrupted,
+        panels=panels,
+        together=list(panels),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = common_parser(__doc__)
-    parser.add_argument("--matrices", type=positive_int, default=64, help="in the batch")
-    parser.add_argument("--size", type=positive_int, default=49, help="rows of a matrix")
-    parser.add_argument("--features", type=positive_int, default=32, help="of a landmark")
-    parser.add_argument("--ridge", type=positive_float, default=0.01, help="added to the diagonal")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--matrices", type=positive_int, default=64, help="in the batch")
+    add("--size", type=positive_int, default=49, help="rows of a matrix")
+    add("--features", type=positive_int, default=32, help="of a landmark")
+    add("--ridge", type=positive_float, default=0.01, help="added to the diagonal")
+    add(
         "--spreads",
         type=positive_float,
         nargs="+",
         default=list(SPREADS),
         help="standard deviations of the landmarks",
     )
-    parser.add_argument(
-        "--max-steps", type=positive_int, default=40, help="where the curves over steps end"
-    )
-    parser.add_argument(
-        "--rounds", type=positive_int, default=7, help="how often the methods take turns"
-    )
-    parser.add_argument(
-        "--seconds-per-cell",
-        type=positive_float,
-        default=3.0,
-        help="for all rounds of one method at one spread",
-    )
+    add("--max-steps", type=positive_int, default=40, help="where the curves over steps end")
+    add_timing_options(parser, rounds=7, seconds=3.0)
     return parser
+
+
+def _tables(spreads: list[Spread]) -> Iterator[Table]:
+    """Errors, then times and steps, a column for each method."""
+    titles = ("worst relative error over the batch", "time for the batch, and Newton steps")
+    errors, times = (new_table(title, "spread", "condition", *METHODS, left=0) for title in titles)
+    for spread in spreads:
+        row = (f"{spread.spread:g}", three_digits(spread.condition))
+        errors.add_row(*row, *(f"{spread.errors[name].worst:.1e}" for name in METHODS))
+        times.add_row(*row, *(_time_text(spread, name) for name in METHODS))
+    yield errors
+    yield times
+
+
+def _time_text(spread: Spread, name: str) -> str:
+    text = seconds_text(spread.timings[name].median)
+    return f"{text} [dim]{spread.steps[name]}[/]" if name in spread.steps else text
 
 
 def _spread_json(spread: Spread) -> dict[str, Any]:

@@ -1,52 +1,61 @@
-"""The figure of ``benchmarks.pinv``: error over condition number, over steps, and against time."""
+"""The figures of ``benchmarks.pinv``: error over condition number, over steps, and against time."""
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
 
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.figure_style import COLOURS, MARKERS, figure_with_panels, head_and_foot
-from benchmarks.pinv_measurements import Spread
-from benchmarks.pinv_methods import NEWTON
-from benchmarks.quantities import seconds_text
+from benchmarks.common.figures import Panels, legend_below, style_of
+from benchmarks.common.quantities import seconds_text
+from benchmarks.pinv.measurements import Spread
+from benchmarks.pinv.methods import METHODS, NEWTON
 
 
-def pinv_figure(spreads: list[Spread], matrices: str, foot: str) -> Figure:
-    """Three panels; the last two are of the spectrum with the highest condition number."""
-    figure, ((by_condition, by_steps, by_time),) = figure_with_panels(1, 3, size=(15, 5.8))
-    names = list(spreads[0].errors)
-    styles: dict[str, dict[str, Any]] = {
-        name: {"color": COLOURS[i], "marker": MARKERS[i], "label": name}
-        for i, name in enumerate(names)
-    }
-    for name in names:
-        points = sorted((spread.condition, spread.errors[name].worst) for spread in spreads)
-        by_condition.plot(*_finite(points), **styles[name])
-    by_condition.set(xscale="log", yscale="log", xlabel="condition number of A + ridge I")
-    by_condition.set_ylabel("worst relative error")
-    by_condition.set_title("each method left to itself")
-
+def pinv_panels(spreads: list[Spread]) -> Panels:
+    """Panels by name; steps and time are those at the highest condition number."""
     hardest = max(spreads, key=lambda spread: spread.condition)
+    return {
+        "condition": partial(_condition_panel, spreads=spreads),
+        "steps": partial(_steps_panel, spread=hardest),
+        "time": partial(_time_panel, spread=hardest),
+    }
+
+
+def _condition_panel(panel: Axes, spreads: list[Spread]) -> None:
+    for name in METHODS:
+        points = sorted((spread.condition, spread.errors[name].worst) for spread in spreads)
+        _plot(panel, name, points)
+    panel.set(xscale="log", yscale="log", xlabel="condition number", title="worst error")
+    legend_below(panel)
+
+
+def _steps_panel(panel: Axes, spread: Spread) -> None:
     for name in NEWTON:
-        errors = list(enumerate(error.worst for error in hardest.errors_by_steps[name]))
-        by_steps.plot(*_finite([(float(k), e) for k, e in errors]), markevery=4, **styles[name])
-    by_steps.set(yscale="log", xlabel="steps", ylim=(None, 4))
-    by_steps.set_title(f"condition number {hardest.condition:,.0f}")
-
-    for name in names:
-        point = (hardest.timings[name].median, hardest.errors[name].worst)
-        by_time.plot(*_finite([point]), linestyle="none", markersize=9, **styles[name])
-    by_time.set(xscale="log", yscale="log", xlabel="time for the batch")
-    by_time.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    by_time.xaxis.set_minor_locator(NullLocator())
-    by_time.xaxis.set_major_formatter(FuncFormatter(lambda x, _: seconds_text(x)))
-    by_time.set_title(f"condition number {hardest.condition:,.0f}")
-    head_and_foot(figure, f"Inverting {matrices}", foot, legend_of=by_condition)
-    return figure
+        errors = enumerate(error.worst for error in spread.errors_by_steps[name])
+        _plot(panel, name, errors, markevery=4)
+    panel.set(yscale="log", xlabel=f"steps at condition {spread.condition:,.0f}", ylim=(None, 4))
+    panel.set_title("worst error")
+    legend_below(panel)
 
 
-def _finite(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """The coordinates of the points that a logarithmic axis can show."""
+def _time_panel(panel: Axes, spread: Spread) -> None:
+    for name in METHODS:
+        point = (spread.timings[name].median, spread.errors[name].worst)
+        _plot(panel, name, [point], linestyle="none", markersize=11)
+    panel.set(xscale="log", yscale="log", title="worst error")
+    panel.set_xlabel(f"time at condition {spread.condition:,.0f}")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: seconds_text(x)))
+    legend_below(panel)
+
+
+def _plot(
+    panel: Axes, name: str, points: Iterable[tuple[float, float]], **options: object
+) -> None:
+    """Draws the points that a logarithmic axis can show."""
     shown = [(x, y) for x, y in points if math.isfinite(y) and y > 0]
-    return [x for x, _ in shown], [y for _, y in shown]
+    style = style_of(list(METHODS).index(name)) | options
+    panel.plot([x for x, _ in shown], [y for _, y in shown], label=name, **style)

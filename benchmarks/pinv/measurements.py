@@ -1,13 +1,14 @@
 """Errors, steps and times of the inverses at one spread of the landmarks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.pinv_methods import NEWTON, methods, newton, shifted, steps_taken
-from benchmarks.timing import Timing, time_in_turns, warm_up
+from benchmarks.pinv.methods import METHODS, NEWTON, newton, shifted, steps_taken
+from benchmarks.common.timing import Timing, time_in_turns, warm_up
 from softattn import gaussian_kernel
 
 
@@ -26,13 +27,13 @@ class Errors:
         return cls(float(errors.median()), float(errors.max()))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spread:
-    """One spectrum and what the methods did on it.
+    """The results of all methods on one spectrum.
 
     spread: standard deviation of the landmarks' features.
     condition: of A + ridge · I, the median over the matrices.
-    steps: of the Newton methods, left to themselves.
+    steps: that the Newton methods take by default.
     errors_by_steps: of the Newton methods, after 0, 1, 2, … steps.
     """
 
@@ -41,7 +42,7 @@ class Spread:
     errors: dict[str, Errors]
     steps: dict[str, int]
     timings: dict[str, Timing]
-    errors_by_steps: dict[str, list[Errors]] = field(default_factory=dict)
+    errors_by_steps: dict[str, list[Errors]]
 
 
 def gram_matrices(
@@ -65,17 +66,14 @@ def measure_spread(
     """Runs all methods on the matrices ``a``; the truth is float64 ``torch.linalg.pinv``."""
     target = shifted(a.double(), ridge)
     truth = torch.linalg.pinv(target, hermitian=True)
-    inverses = methods()
-    calls = {
-        name: warm_up(lambda inverse=inverse: inverse(a, ridge), a.device.type)  # type: ignore[misc]
-        for name, inverse in inverses.items()
-    }
+    calls = {name: partial(inverse, a, ridge) for name, inverse in METHODS.items()}
+    warm = {name: warm_up(call, a.device.type) for name, call in calls.items()}
     return Spread(
         spread=spread,
         condition=float(_condition_numbers(target).median()),
-        errors={name: Errors.of(inverse(a, ridge), truth) for name, inverse in inverses.items()},
+        errors={name: Errors.of(call(), truth) for name, call in calls.items()},
         steps={name: steps_taken(name, a, ridge) for name in NEWTON},
-        timings=time_in_turns(calls, rounds=rounds, seconds=seconds, done=done),
+        timings=time_in_turns(warm, rounds=rounds, seconds=seconds, done=done),
         errors_by_steps={
             name: [Errors.of(newton(name, a, ridge, k), truth) for k in range(max_steps + 1)]
             for name in NEWTON
@@ -84,6 +82,6 @@ def measure_spread(
 
 
 def _condition_numbers(a: Tensor) -> Tensor:
-    """Those of symmetric matrices, by their eigenvalues: on a GPU singular values take seconds."""
+    """Of symmetric matrices, by their eigenvalues: singular values take seconds on a GPU."""
     magnitudes = torch.linalg.eigvalsh(a).abs()
     return magnitudes.amax(-1) / magnitudes.amin(-1)

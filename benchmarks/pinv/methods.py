@@ -1,16 +1,19 @@
-"""The inverses that ``benchmarks.pinv`` compares, all of the same target A + ridge · I."""
+"""The inverses that ``benchmarks.pinv`` compares, all of the same matrix A + ridge · I."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from softattn import newton_pinv, newton_pinv_ex
 
-# An inverse of A + ridge · I from A and the ridge.
-Inverse = Callable[[Tensor, float], Tensor]
-
 NEWTON = ("minimax", "transpose", "soft", "soft_norm_official")
+
+
+def shifted(a: Tensor, ridge: float) -> Tensor:
+    """A + ridge · I."""
+    return a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
 
 def newton(method: str, a: Tensor, ridge: float, iterations: int | None = None) -> Tensor:
@@ -20,31 +23,23 @@ def newton(method: str, a: Tensor, ridge: float, iterations: int | None = None) 
 
 
 def steps_taken(method: str, a: Tensor, ridge: float) -> int:
-    """The most steps that a Newton method takes on any of the matrices, left to itself."""
+    """The most steps that a Newton method takes by default on any of the matrices."""
     a, own_ridge = _split_ridge(method, a, ridge)
     _, info = newton_pinv_ex(a, method=method, ridge=own_ridge)
     return int(info.iterations.max())
 
 
-def methods() -> dict[str, Inverse]:
-    """All inverses by name."""
-    inverses: dict[str, Inverse] = {
-        name: lambda a, ridge, name=name: newton(name, a, ridge)  # type: ignore[misc]
-        for name in NEWTON
-    }
-    inverses["linalg.pinv"] = lambda a, ridge: torch.linalg.pinv(shifted(a, ridge))
-    inverses["linalg.inv"] = lambda a, ridge: torch.linalg.inv(shifted(a, ridge))
-    inverses["Cholesky"] = lambda a, ridge: torch.cholesky_inverse(
-        torch.linalg.cholesky(shifted(a, ridge))
-    )
-    return inverses
-
-
-def shifted(a: Tensor, ridge: float) -> Tensor:
-    """A + ridge · I."""
-    return a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-
-
 def _split_ridge(method: str, a: Tensor, ridge: float) -> tuple[Tensor, float]:
-    """The matrix and the ridge to hand over; what has no ridge of its own gets A + ridge · I."""
+    """The matrix and the ridge to pass; "soft_norm_official" has no ridge and gets A + ridge · I."""
     return (shifted(a, ridge), 0.0) if method == "soft_norm_official" else (a, ridge)
+
+
+# The inverse of A + ridge · I from A and the ridge, by name.
+METHODS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    **{name: partial(newton, name) for name in NEWTON},
+    "linalg.pinv": lambda a, ridge: torch.linalg.pinv(shifted(a, ridge)),
+    "linalg.inv": lambda a, ridge: torch.linalg.inv(shifted(a, ridge)),
+    "Cholesky": lambda a, ridge: torch.cholesky_inverse(
+        torch.linalg.cholesky(shifted(a, ridge))
+    ),
+}
