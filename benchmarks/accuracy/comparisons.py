@@ -1,89 +1,118 @@
-"""What ``benchmarks.accuracy`` compares with what, and the errors it finds."""
+"""What ``benchmarks.accuracy`` compares with what, and the errors that it finds."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch.nn.functional import normalize
 
-from softattn import reference, softmax_free_attention
+from benchmarks.accuracy.samplers import SAMPLERS
+from benchmarks.common.arguments import DTYPES
+from benchmarks.common.token_maps import (
+    exact_rows,
+    queries_and_values,
+    relative_error,
+    sampled_rows,
+)
+from softattn import softmax_free_attention
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An approximation, and the exact answer that it is measured against.
+    """An approximation, and the exact attention that it is measured against.
 
-    unit_norm: tokens are first brought to one norm, √d times the sharpness.
+    normalization: of the approximation.
+    row_sums: whether the exact attention is divided by its row sums.
+    one_norm: whether tokens are brought to one norm. Exact Gaussian attention divided by its row
+        sums is then softmax attention.
+    best_scale: whether the output is first multiplied by the number that makes the error least.
     """
 
     title: str
     normalization: str
-    truth: str
-    unit_norm: bool = False
+    row_sums: bool = False
+    one_norm: bool = False
     best_scale: bool = False
 
 
 COMPARISONS = {
-    "none": Comparison('"none" to exact Gaussian', "none", "gaussian"),
-    "landmark": Comparison(
-        '"landmark", best scale, to exact Gaussian', "landmark", "gaussian", best_scale=True
-    ),
-    "token": Comparison('"token" to row-normalised Gaussian', "token", "normalised"),
+    "token": Comparison('"token" to row-normalised Gaussian', "token", row_sums=True),
     "softmax": Comparison(
-        '"token" to softmax, tokens of one norm', "token", "softmax", unit_norm=True
+        '"token" to softmax, tokens of one norm', "token", row_sums=True, one_norm=True
+    ),
+    "none": Comparison('"none" to exact Gaussian', "none"),
+    "landmark": Comparison(
+        '"landmark", best scale, to exact Gaussian', "landmark", best_scale=True
     ),
 }
 
 
 @dataclass(frozen=True)
-class Error:
-    """Relative Frobenius errors of one approximation.
+class Setting:
+    """Tokens, and a comparison on them.
 
-    plain: ‖O − T‖ / ‖T‖.
-    scaled: the same with c O for the c that makes it least.
+    input: one of ``benchmarks.common.token_maps.INPUTS``.
+    side: of the map; n = side².
+    comparison: one of ``COMPARISONS``.
+    sharpness: a factor on the queries; a large one makes the kernel sharp.
+    samplers: the ways of choosing landmarks, of ``SAMPLERS``.
     """
 
+    input: str
+    side: int
+    comparison: str = "token"
+    sharpness: float = 1.0
+    samplers: tuple[str, ...] = ("average pooling",)
+
+
+@dataclass(frozen=True)
+class Error:
+    """The relative error of one approximation, in the Frobenius norm."""
+
+    input: str
+    side: int
     comparison: str
     sharpness: float
     sampler: str
     landmarks: int
-    plain: float
-    scaled: float
-
-    @property
-    def shown(self) -> float:
-        """The one that tables and figures show for this comparison."""
-        return self.scaled if COMPARISONS[self.comparison].best_scale else self.plain
+    error: float
 
 
-def tokens_for(comparison: Comparison, tokens: Tensor, sharpness: float) -> Tensor:
-    """The tokens that a comparison is made on: larger ones make the kernel sharper."""
-    if comparison.unit_norm:
-        tokens = math.sqrt(tokens.shape[-1]) * torch.nn.functional.normalize(tokens, dim=-1)
-    return sharpness * tokens
+@dataclass(frozen=True)
+class Measurement:
+    """How errors are measured: see the options of the same names."""
+
+    head_dim: int
+    rows: int
+    dtype: str
+    device: str
+    seed: int
 
 
-def exact_answer(truth: str, tokens: Tensor, values: Tensor) -> Tensor:
-    """The answer in O(n²): "gaussian", "normalised" or "softmax"."""
-    if truth == "softmax":
-        logits = tokens @ tokens.mT / math.sqrt(tokens.shape[-1])
-        return logits.softmax(-1) @ values
-    return reference.gaussian_attention(tokens, tokens, values, normalize=truth == "normalised")
-
-
-def errors_of(approximation: Tensor, truth: Tensor) -> tuple[float, float]:
-    """The relative error, plain and after the best scalar factor."""
-    output = approximation.double()
-    plain = torch.linalg.vector_norm(output - truth) / torch.linalg.vector_norm(truth)
-    factor = (output * truth).sum() / output.square().sum()
-    scaled = torch.linalg.vector_norm(factor * output - truth) / torch.linalg.vector_norm(truth)
-    return float(plain), float(scaled)
-
-
-def approximate(
-    comparison: Comparison, tokens: Tensor, values: Tensor, landmarks: Tensor
-) -> Tensor:
-    """Softmax-free self-attention with the normalisation of the comparison."""
-    return softmax_free_attention(
-        tokens, None, values, landmarks, normalization=comparison.normalization
+def errors_of(setting: Setting, numbers: list[int], measurement: Measurement) -> Iterator[Error]:
+    """The errors with each sampler and each number of landmarks."""
+    comparison = COMPARISONS[setting.comparison]
+    generator = torch.Generator().manual_seed(measurement.seed)
+    grid = (setting.side, setting.side)
+    query, value = queries_and_values(
+        setting.input, grid, heads=1, head_dim=measurement.head_dim, generator=generator
     )
+    if comparison.one_norm:
+        query = math.sqrt(measurement.head_dim) * normalize(query, dim=-1)
+    query = setting.sharpness * query
+    rows = sampled_rows(query.shape[2], measurement.rows, generator)
+    device, dtype = measurement.device, DTYPES[measurement.dtype]
+    truth = exact_rows(
+        query.to(device), value.to(device), rows.to(device), normalize=comparison.row_sums
+    )
+    for sampler in setting.samplers:
+        for m in numbers:
+            landmarks = SAMPLERS[sampler](query, setting.side, m, measurement.seed)
+            q, v, l = (x.to(device, dtype) for x in (query, value, landmarks))  # noqa: E741
+            output = softmax_free_attention(q, None, v, l, normalization=comparison.normalization)
+            output = output[:, :, rows.to(device)].double()
+            if comparison.best_scale:
+                output = output * (output * truth).sum() / output.square().sum()
+            place = (setting.input, setting.side, setting.comparison, setting.sharpness)
+            yield Error(*place, sampler, m, relative_error(output, truth))

@@ -1,4 +1,4 @@
-"""The ways of choosing landmarks that ``benchmarks.accuracy`` compares."""
+"""The ways to choose landmarks that ``benchmarks.accuracy`` compares."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softattn import AvgPoolLandmarks
 
-# Landmarks (1, 1, m, d) of tokens (1, 1, side², d), from the tokens, the side, m and a seed.
+# From tokens (1, 1, side², d), the side, m and a seed to landmarks (1, 1, m, d).
 Sampler = Callable[[Tensor, int, int, int], Tensor]
 
 
@@ -24,7 +24,7 @@ def _random_subset(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
 def _k_means(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
     from sklearn.cluster import MiniBatchKMeans
 
-    clusters = MiniBatchKMeans(n_clusters=m, random_state=seed, n_init=3)
+    clusters = MiniBatchKMeans(n_clusters=min(m, tokens.shape[2]), random_state=seed, n_init=3)
     clusters.fit(tokens[0, 0].numpy())
     return torch.from_numpy(clusters.cluster_centers_).to(tokens)[None, None]
 

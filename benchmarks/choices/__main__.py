@@ -1,44 +1,40 @@
-"""What the choices of a layer cost: landmarks, normalisation, inverse and convolution.
+"""What the options of a layer cost: landmarks, normalisation, inverse and convolution.
 
-A layer on one square map of tokens, with one choice changed at a time; all take turns. Forward, and
-forward and backward. Ctrl-C before the end leaves nothing behind.
+A layer on one square map of tokens, with one option changed at a time, timed in turns. Ctrl-C
+before the end writes nothing.
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.arguments import DTYPES, common_parser, parse, positive_float, positive_int
-from benchmarks.progress import progress_bar, terminal
-from benchmarks.quantities import seconds_text
-from benchmarks.report import start_report
-from benchmarks.timing import Timing, paired_ratio, time_in_turns, warm_up
+from benchmarks.common.arguments import (
+    DTYPES,
+    add_timing_options,
+    common_parser,
+    parse,
+    positive_int,
+)
+from benchmarks.common.calls import MODES, Call
+from benchmarks.common.progress import Steps, counted_steps
+from benchmarks.common.quantities import seconds_text
+from benchmarks.common.report import Report, new_table
+from benchmarks.common.timing import Timing, paired_ratio, time_calls
 from softattn import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler, SoftmaxFreeAttention
 
 BASE = "49 means, token, minimax"
 HEADS = 2
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A layer, and what it took."""
-
-    name: str
-    forward: Timing
-    both: Timing
-
-
 def layers(embed_dim: int) -> dict[str, Callable[[], SoftmaxFreeAttention]]:
-    """What makes each layer, by the name of the choice."""
+    """Makes each layer, by the name of the choice."""
 
     def layer(landmarks: LandmarkSampler | None = None, **options: Any) -> SoftmaxFreeAttention:
-        options = {"normalization": "token", **options}
+        options = {"normalization": "token"} | options
         return SoftmaxFreeAttention(embed_dim, HEADS, landmarks=landmarks, **options)
 
     head_dim = embed_dim // HEADS
@@ -63,81 +59,74 @@ def cholesky_inverse(gram: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge))
 
 
-def measure(
-    args: argparse.Namespace, done: Callable[[str], None] = lambda name: None
-) -> list[Choice]:
-    """All choices, which take turns."""
-    options = {"device": args.device, "dtype": DTYPES[args.dtype]}
-    tokens = torch.randn(1, args.side, args.side, args.embed_dim, **options)
-    forward, both = {}, {}
-    for name, make in layers(args.embed_dim).items():
-        layer = make().to(**options)
-        forward[name] = warm_up(partial(_forward, layer, tokens), args.device)
-        both[name] = warm_up(partial(_both, layer, tokens.clone().requires_grad_()), args.device)
-    timing = {"rounds": args.rounds, "seconds": args.seconds_per_cell, "done": done}
-    forward_times, both_times = time_in_turns(forward, **timing), time_in_turns(both, **timing)
-    return [Choice(name, forward_times[name], both_times[name]) for name in forward]
-
-
-def _forward(layer: SoftmaxFreeAttention, tokens: Tensor) -> None:
-    with torch.no_grad():
-        layer(tokens)
-
-
-def _both(layer: SoftmaxFreeAttention, tokens: Tensor) -> None:
-    layer(tokens).sum().backward()
-
-
-def table(choices: list[Choice], tokens: int) -> Table:
-    """Times, and ratios to the first choice."""
-    drawn = Table(title=f"a layer on {tokens:,} tokens, one choice changed", title_justify="left")
-    drawn.add_column("choice")
-    for heading in ("forward", "ratio", "and backward", "ratio"):
-        drawn.add_column(heading, justify="right")
-    base = choices[0]
-    for choice in choices:
-        drawn.add_row(
-            choice.name,
-            seconds_text(choice.forward.median),
-            f"{paired_ratio(choice.forward, base.forward):.2f}×",
-            seconds_text(choice.both.median),
-            f"{paired_ratio(choice.both, base.both):.2f}×",
-        )
-    return drawn
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints the table and writes the JSON file."""
     args = parse(_parser(), argv)
-    console = terminal()
-    report = start_report("choices", args, argv)
-    with progress_bar(console) as progress:
-        task = progress.add_task("", total=2 * len(layers(args.embed_dim)), stage="choices")
-        choices = measure(args, lambda name: progress.advance(task))
-    console.print(table(choices, args.side**2))
-    results = {
-        "choices": [
-            {
-                "name": choice.name,
-                "forward_seconds": choice.forward.median,
-                "forward_and_backward_seconds": choice.both.median,
-                "forward_ratio": paired_ratio(choice.forward, choices[0].forward),
-                "forward_and_backward_ratio": paired_ratio(choice.both, choices[0].both),
-            }
-            for choice in choices
-        ]
+    report = Report.of("choices", args, argv)
+    total = len(MODES) * len(layers(args.embed_dim))
+    with counted_steps(report.console, "choices", total) as steps:
+        timings = measure(args, steps)
+    if steps.interrupted:
+        report.console.print("interrupted; wrote nothing")
+        return
+    choices = [
+        {"name": name} | {mode: _cost(timings[mode][name], timings[mode][BASE]) for mode in MODES}
+        for name in timings[MODES[0]]
+    ]
+    report.finish([_table(choices, args.side**2)], {"choices": choices})
+
+
+def measure(args: argparse.Namespace, steps: Steps) -> dict[str, dict[str, Timing]]:
+    """Times of all layers, by mode and by name."""
+    options = {"device": args.device, "dtype": DTYPES[args.dtype]}
+    tokens = torch.randn(1, args.side, args.side, args.embed_dim, **options).requires_grad_()
+    calls = {
+        name: _call(make().to(**options), tokens) for name, make in layers(args.embed_dim).items()
     }
-    report.announce(console, [report.write_json(results, interrupted=False)])
+    timings = {}
+    for mode in MODES:
+        steps.describe(mode)
+        timings[mode] = time_calls(
+            calls,
+            mode,
+            args.device,
+            rounds=args.rounds,
+            seconds=args.seconds_per_cell,
+            done=steps.advance,
+        )
+    return timings
+
+
+def _call(layer: SoftmaxFreeAttention, tokens: Tensor) -> Call:
+    return Call(lambda: layer(tokens), (tokens, *layer.parameters()))
+
+
+def _cost(timing: Timing, base: Timing) -> dict[str, float]:
+    return {"median_seconds": timing.median, "ratio": paired_ratio(timing, base)}
+
+
+def _table(choices: list[dict[str, Any]], tokens: int) -> Table:
+    """Times, and ratios to the first choice."""
+    headings = [heading for mode in MODES for heading in (mode, "ratio")]
+    table = new_table(f"a layer on {tokens:,} tokens, one option changed", "choice", *headings)
+    for choice in choices:
+        texts = [
+            text
+            for mode in MODES
+            for text in (
+                seconds_text(choice[mode]["median_seconds"]),
+                f"{choice[mode]['ratio']:.2f}×",
+            )
+        ]
+        table.add_row(choice["name"], *texts)
+    return table
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = common_parser(__doc__)
     parser.add_argument("--side", type=positive_int, default=112, help="of the map")
     parser.add_argument("--embed-dim", type=positive_int, default=64, help=f"of {HEADS} heads")
-    parser.add_argument("--rounds", type=positive_int, default=7, help="how often they take turns")
-    parser.add_argument(
-        "--seconds-per-cell", type=positive_float, default=4.0, help="for all rounds of one choice"
-    )
+    add_timing_options(parser, rounds=7, seconds=4.0)
     return parser
 
 

@@ -88,7 +88,7 @@ class Report:
 
 
 def new_table(title: str, *headings: str, left: int = 1) -> Table:
-    """A table; the first ``left`` columns are left-aligned, the numbers after them right-aligned."""
+    """A table whose first ``left`` columns are text, and the others numbers."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i < left else "right", no_wrap=i < left)

@@ -4,9 +4,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.benchmark import Timer
+
+from benchmarks.common.calls import Call
 
 _SECONDS_PER_ROUND = 0.2
 # What a round of a slow call runs, to choose the size of a block and to measure it: PyTorch's Timer
@@ -99,6 +102,20 @@ def time_in_turns(
             if turn + 1 == turns[name]:
                 done(name)
     return {name: Timing(tuple(values)) for name, values in medians.items()}
+
+
+def time_calls(
+    calls: Mapping[str, Call],
+    mode: str,
+    device: str,
+    *,
+    rounds: int,
+    seconds: float,
+    done: Callable[[str], None],
+) -> dict[str, Timing]:
+    """Warms all calls up in one mode, and times them with ``time_in_turns``."""
+    warm = {name: warm_up(partial(call.run, mode), device) for name, call in calls.items()}
+    return time_in_turns(warm, rounds=rounds, seconds=seconds, done=done)
 
 
 def paired_ratio(numerator: Timing, denominator: Timing) -> float:

@@ -1,27 +1,26 @@
-"""What the Triton kernels should take on a GPU, from bytes, operations and exponentials.
+"""Expected times of the Triton kernels on a GPU, from bytes, operations and exponentials.
 
-Derived, not measured: the time that each of the device's units needs on its own, at rates that the
-options name. If all work at once the longest of the three decides, if they take turns the sum.
+Derived, not measured: the time that each of the device's units needs on its own, at the rates that
+the options name. If all work at once, the longest of the three is the time; if they take turns,
+the sum is.
 """
 
 import argparse
 from dataclasses import dataclass
 
-from rich.table import Table
-
-from benchmarks.common.arguments import positive_float, positive_int
+from benchmarks.common.arguments import HelpFormatter, positive_float, positive_int
+from benchmarks.common.calls import MODES
 from benchmarks.common.progress import terminal
 from benchmarks.common.quantities import seconds_text
-from benchmarks.common.traffic import traffic_elements
-from benchmarks.common.calls import MODES
-from benchmarks.common.traffic import NORMALIZATIONS
+from benchmarks.common.report import new_table
+from benchmarks.common.traffic import NORMALIZATIONS, traffic_elements
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one call does for each token of each head: bytes, operations of the matrix units, exp2.
+    """The work of one call for each token of each head: bytes, operations of matrix units, exp2.
 
-    Half-precision inputs; a factor that was computed in float32 counts with its two pieces.
+    Inputs are in half precision; a factor computed in float32 counts as its two pieces.
     """
 
     bytes: float
@@ -51,21 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     """Prints the table."""
     args = _parser().parse_args(argv)
     n, d, m = args.total_tokens, args.head_dim, args.landmarks
-    table = Table(
-        title=f"derived, not measured: batch × heads × n = {n:,}, {d} features, {m} landmarks",
-        title_justify="left",
-    )
-    for heading in ("normalization", "mode"):
-        table.add_column(heading, no_wrap=True)
-    for heading in (
-        "memory",
-        "matrix units",
-        "exp2",
-        "at once",
-        "in turns",
+    table = new_table(
+        f"derived, not measured: batch × heads × n = {n:,}, {d} features, {m} landmarks",
+        *("normalization", "mode", "memory", "matrix units", "exp2", "at once", "in turns"),
         "of the traffic limit",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+        left=2,
+    )
     for normalization in NORMALIZATIONS:
         for mode in MODES:
             work = Work.of(normalization, mode, d, m)
@@ -83,24 +73,19 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--total-tokens", type=positive_int, default=2**22)
-    parser.add_argument("--head-dim", type=positive_int, default=64)
-    parser.add_argument("--landmarks", type=positive_int, default=64)
-    parser.add_argument(
-        "--bandwidth", type=positive_float, default=4.3, help="of a copy, in TB/s; an H200's"
-    )
-    parser.add_argument(
-        "--matrix-rate", type=positive_float, default=788.0, help="in bfloat16 TFLOP/s; an H200's"
-    )
-    parser.add_argument(
-        "--exponential-rate",
-        type=positive_float,
-        default=4.18,
-        help="in 10¹² a second; 132 multiprocessors × 16 a cycle × 1.98 GHz",
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    for name, default in (("--total-tokens", 2**22), ("--head-dim", 64), ("--landmarks", 64)):
+        parser.add_argument(name, type=positive_int, default=default, help="of the call")
+    for name, rate, text in (
+        ("--bandwidth", 4.3, "of a copy, in TB/s; an H200's"),
+        ("--matrix-rate", 788.0, "in bfloat16 TFLOP/s; an H200's"),
+        (
+            "--exponential-rate",
+            4.18,
+            "in 10¹² a second; 132 multiprocessors × 16 a cycle × 1.98 GHz",
+        ),
+    ):
+        parser.add_argument(name, type=positive_float, default=rate, help=text)
     return parser
 
 

@@ -1,17 +1,16 @@
 """Registers, stack, shared memory and matrix instructions of every kernel on every target.
 
 Compiles the kernels, which needs no GPU, and writes the table between two marks in
-docs/kernels.md.
+docs/kernels.md. Ctrl-C leaves the page as it was.
 """
 
 import argparse
 from pathlib import Path
 
-from rich.table import Table
-
+from benchmarks.common.progress import counted_steps, terminal
+from benchmarks.common.report import new_table
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.compilation import TARGETS, Resources, compiler_processes, submit
-from benchmarks.common.progress import progress_bar, terminal, until_interrupted
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 BEGIN, END = "<!-- resources: begin -->", "<!-- resources: end -->"
@@ -43,23 +42,26 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cases = [case for case in CASES if args.variants is None or case.variant in args.variants]
     console = terminal()
+    table = new_table("registers / stack / shared memory / matrix instructions", *HEADINGS)
     rows = []
-    with until_interrupted() as interrupted, progress_bar(console) as progress:
-        task = progress.add_task("", total=len(cases) * len(TARGETS), stage="compile")
-        with compiler_processes() as executor:
-            compiled = {
-                case: [submit(executor, case, target) for target in TARGETS.values()]
-                for case in cases
-            }
-            for case, futures in compiled.items():
-                progress.update(task, description=str(case))
-                found = []
-                for future in futures:
-                    found.append(future.result())
-                    progress.advance(task)
-                rows += rows_of(case, found)
-    console.print(_printed(rows))
-    if interrupted.is_set():
+    with (
+        counted_steps(console, "compile", len(cases) * len(TARGETS)) as steps,
+        compiler_processes() as executor,
+    ):
+        compiled = {
+            case: [submit(executor, case, target) for target in TARGETS.values()] for case in cases
+        }
+        for case, futures in compiled.items():
+            steps.describe(str(case))
+            found = []
+            for future in futures:
+                found.append(future.result())
+                steps.advance()
+            rows += rows_of(case, found)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if steps.interrupted:
         console.print("interrupted: the page is as it was")
         return
     write(args.page, rows)
@@ -103,15 +105,6 @@ def _text(resources: Resources) -> str:
         f"{resources.registers} / {resources.stack} / {resources.shared_memory / 1024:.0f} KiB / "
         f"{resources.matrix_instructions}"
     )
-
-
-def _printed(rows: list[tuple[str, ...]]) -> Table:
-    table = Table(title="registers / stack / shared memory / matrix instructions")
-    for heading in HEADINGS:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Looks for better tiles of one kernel than the table of softattn.kernels.configurations has.
+"""Searches for better tiles of one kernel than those in softattn.kernels.configurations.
 
 On a GPU every candidate that fits is timed. Without one it is compiled for a target and ranked by
-what it takes: bytes of stack first, where registers did not suffice, then registers. The table's
-own entry is marked.
+its resources: bytes of stack first, where registers did not suffice, then registers. Tiles of the
+table's own size are marked.
 """
 
 import argparse
@@ -11,18 +11,26 @@ from itertools import product
 
 from rich.table import Table
 
-from benchmarks.common.arguments import positive_int
-from benchmarks.kernels.cases import DTYPES, VARIANTS, Case
-from benchmarks.kernels.compilation import TARGETS, Resources, compiler_processes, launches, submit
-from benchmarks.common.progress import progress_bar, terminal, until_interrupted
+from benchmarks.common.arguments import HelpFormatter, positive_int
+from benchmarks.common.progress import counted_steps, terminal
 from benchmarks.common.quantities import bytes_text, seconds_text
+from benchmarks.common.report import new_table
+from benchmarks.kernels.cases import DTYPES, VARIANTS, Case
+from benchmarks.kernels.compilation import (
+    TARGETS,
+    Resources,
+    compiler_processes,
+    launches,
+    submit,
+    with_tile,
+)
 
 Tile = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tile, what it takes, and on a GPU the time of a call in seconds."""
+    """A tile, its resources, and on a GPU the time of a call in seconds."""
 
     tile: Tile
     resources: list[Resources]
@@ -30,7 +38,7 @@ class Candidate:
 
     @property
     def cost(self) -> tuple[float, ...]:
-        """What candidates are sorted by."""
+        """The key that candidates are sorted by."""
         stack = sum(resources.stack for resources in self.resources)
         registers = max(resources.registers for resources in self.resources)
         return (self.seconds,) if self.seconds is not None else (stack, registers)
@@ -45,15 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     tiles = list(product(args.tokens, args.tile_landmarks, args.warps, args.stages))
     console = terminal()
     found: list[Candidate] = []
-    with until_interrupted(), progress_bar(console) as progress:
-        task = progress.add_task("", total=len(tiles), stage=str(case))
-        with compiler_processes() as executor:
-            compiled = {tile: submit(executor, case, target, tile) for tile in tiles}
-            for tile, future in compiled.items():
-                progress.update(task, advance=1, description=str(tile))
-                resources = future.result()
-                if max(r.shared_memory for r in resources) <= target.shared_memory:
-                    found.append(Candidate(tile, resources, _time(args, tile)))
+    with counted_steps(console, str(case), len(tiles)) as steps, compiler_processes() as executor:
+        compiled = {tile: submit(executor, case, target, tile) for tile in tiles}
+        for tile, future in compiled.items():
+            steps.describe(str(tile))
+            resources = future.result()
+            if max(r.shared_memory for r in resources) <= target.shared_memory:
+                found.append(Candidate(tile, resources, _time(args, tile)))
+            steps.advance()
     console.print(_table(f"{case} on {target.name}", sorted(found, key=lambda c: c.cost), own))
 
 
@@ -63,8 +70,6 @@ def _time(args: argparse.Namespace, tile: Tile) -> float | None:
         return None
     from triton.testing import do_bench
 
-    from benchmarks.kernels.compilation import with_tile
-
     case = Case(
         args.variant, args.features, args.landmarks, args.dtype, tokens=2**17, device=args.device
     )
@@ -73,10 +78,8 @@ def _time(args: argparse.Namespace, tile: Tile) -> float | None:
 
 
 def _table(title: str, candidates: list[Candidate], own: tuple[int, ...]) -> Table:
-    table = Table(title=title, title_justify="left")
     headings = ("tokens", "landmarks", "warps", "stages", "time", "registers", "stack", "shared")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table = new_table(title, *headings, left=0)
     for candidate in candidates:
         mark = " *" if candidate.tile[:2] == own[:2] else ""
         table.add_row(
@@ -92,9 +95,7 @@ def _table(title: str, candidates: list[Candidate], own: tuple[int, ...]) -> Tab
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda times")
     parser.add_argument("--target", choices=tuple(TARGETS), default="sm_90", help="to compile for")
     parser.add_argument("--variant", choices=tuple(VARIANTS), default="gradient")

@@ -52,9 +52,7 @@ def _time_panel(panel: Axes, spread: Spread) -> None:
     legend_below(panel)
 
 
-def _plot(
-    panel: Axes, name: str, points: Iterable[tuple[float, float]], **options: object
-) -> None:
+def _plot(panel: Axes, name: str, points: Iterable[tuple[float, float]], **options: object) -> None:
     """Draws the points that a logarithmic axis can show."""
     shown = [(x, y) for x, y in points if math.isfinite(y) and y > 0]
     style = style_of(list(METHODS).index(name)) | options

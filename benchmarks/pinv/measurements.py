@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.pinv.methods import METHODS, NEWTON, newton, shifted, steps_taken
 from benchmarks.common.timing import Timing, time_in_turns, warm_up
+from benchmarks.pinv.methods import METHODS, NEWTON, newton, shifted, steps_taken
 from softattn import gaussian_kernel
 
 

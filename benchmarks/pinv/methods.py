@@ -30,7 +30,7 @@ def steps_taken(method: str, a: Tensor, ridge: float) -> int:
 
 
 def _split_ridge(method: str, a: Tensor, ridge: float) -> tuple[Tensor, float]:
-    """The matrix and the ridge to pass; "soft_norm_official" has no ridge and gets A + ridge · I."""
+    """What to pass to a method: "soft_norm_official", which has no ridge, gets A + ridge · I."""
     return (shifted(a, ridge), 0.0) if method == "soft_norm_official" else (a, ridge)
 
 
@@ -39,7 +39,5 @@ METHODS: dict[str, Callable[[Tensor, float], Tensor]] = {
     **{name: partial(newton, name) for name in NEWTON},
     "linalg.pinv": lambda a, ridge: torch.linalg.pinv(shifted(a, ridge)),
     "linalg.inv": lambda a, ridge: torch.linalg.inv(shifted(a, ridge)),
-    "Cholesky": lambda a, ridge: torch.cholesky_inverse(
-        torch.linalg.cholesky(shifted(a, ridge))
-    ),
+    "Cholesky": lambda a, ridge: torch.cholesky_inverse(torch.linalg.cholesky(shifted(a, ridge))),
 }

@@ -1,12 +1,11 @@
 """A layer over sequences of different lengths: packed without padding, padded, and one by one.
 
-All three are one SoftmaxFreeAttention with 49 landmarks a sequence, on the same tokens. Waste is
-the tokens of the padded batch over those that there are. Times are for the whole batch. Ctrl-C
-keeps the finished batches.
+All three run one SoftmaxFreeAttention with 49 landmarks a sequence on the same tokens. Waste is
+the number of tokens of the padded batch over the number without padding. Times are for the whole
+batch. Ctrl-C keeps the finished batches.
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,15 +13,21 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.arguments import DTYPES, common_parser, parse, positive_float, positive_int
-from benchmarks.progress import progress_bar, terminal, until_interrupted
-from benchmarks.quantities import seconds_text
-from benchmarks.report import start_report
-from benchmarks.timing import Timing, time_in_turns, warm_up
+from benchmarks.common.arguments import (
+    DTYPES,
+    add_timing_options,
+    common_parser,
+    parse,
+    positive_int,
+)
+from benchmarks.common.calls import MODES, Call
+from benchmarks.common.progress import counted_steps
+from benchmarks.common.quantities import seconds_text
+from benchmarks.common.report import Report, new_table
+from benchmarks.common.timing import Timing, time_calls
 from softattn import SoftmaxFreeAttention
 
 WAYS = ("packed", "padded", "one by one")
-MODES = ("forward", "forward and backward")
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,33 @@ class Cell:
 
     @property
     def waste(self) -> float:
-        """Tokens of the padded batch over tokens that there are."""
+        """Tokens of the padded batch over tokens without padding."""
         return len(self.lengths) * max(self.lengths) / sum(self.lengths)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, prints the table and writes the JSON file."""
+    args = parse(_parser(), argv)
+    report = Report.of("ragged", args, argv)
+    cells: list[Cell] = []
+    drawn = batches(args.sequences, args.longest)
+    total = len(drawn) * len(MODES) * len(WAYS)
+    with counted_steps(report.console, "ragged", total) as steps:
+        for name, lengths in drawn.items():
+            calls = calls_of(lengths, args)
+            for mode in MODES:
+                steps.describe(f"{name}, {mode}")
+                timings = time_calls(
+                    calls,
+                    mode,
+                    args.device,
+                    rounds=args.rounds,
+                    seconds=args.seconds_per_cell,
+                    done=steps.advance,
+                )
+                cells.append(Cell(name, lengths, mode, timings))
+    results = {"cells": [asdict(cell) | {"waste": cell.waste} for cell in cells]}
+    report.finish([_table(cells)], results, interrupted=steps.interrupted)
 
 
 def batches(sequences: int, longest: int) -> dict[str, list[int]]:
@@ -52,79 +82,34 @@ def batches(sequences: int, longest: int) -> dict[str, list[int]]:
     }
 
 
-def calls_of(
-    lengths: list[int], mode: str, args: argparse.Namespace
-) -> dict[str, Callable[[], object]]:
+def calls_of(lengths: list[int], args: argparse.Namespace) -> dict[str, Call]:
     """The ways to run the layer over one batch."""
     options = {"device": args.device, "dtype": DTYPES[args.dtype]}
-    layer = SoftmaxFreeAttention(args.embed_dim, args.heads, **options)
-    tokens = torch.randn(sum(lengths), args.embed_dim, **options).requires_grad_()
+    layer = SoftmaxFreeAttention(args.embed_dim, args.heads, normalization="token", **options)
+    tokens = torch.randn(sum(lengths), args.embed_dim, **options)
+    padded = pad_sequence(list(tokens.split(lengths)), batch_first=True).requires_grad_()
+    tokens.requires_grad_()
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
-    with torch.no_grad():
-        padded = pad_sequence(list(tokens.split(lengths)), batch_first=True)
-    padded.requires_grad_()
     padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
     padding = padding.to(args.device)
-
-    def run(forward: Callable[[], Tensor], x: Tensor) -> Callable[[], object]:
-        def call() -> object:
-            if mode == "forward":
-                with torch.no_grad():
-                    return forward()
-            return torch.autograd.grad(forward().sum(), (x, *layer.parameters()))
-
-        return call
+    parameters = tuple(layer.parameters())
 
     def one_by_one() -> Tensor:
         return torch.cat([layer(sequence[None])[0] for sequence in tokens.split(lengths)])
 
     return {
-        "packed": run(lambda: layer(tokens, cu_seqlens=cu_seqlens), tokens),
-        "padded": run(lambda: layer(padded, key_padding_mask=padding), padded),
-        "one by one": run(one_by_one, tokens),
+        "packed": Call(lambda: layer(tokens, cu_seqlens=cu_seqlens), (tokens, *parameters)),
+        "padded": Call(lambda: layer(padded, key_padding_mask=padding), (padded, *parameters)),
+        "one by one": Call(one_by_one, (tokens, *parameters)),
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table and writes the JSON file."""
-    args = parse(_parser(), argv)
-    console = terminal()
-    report = start_report("ragged", args, argv)
-    cells: list[Cell] = []
-    drawn = batches(args.sequences, args.longest)
-    with until_interrupted() as interrupted, progress_bar(console) as progress:
-        total = len(drawn) * len(MODES) * len(WAYS)
-        task = progress.add_task("", total=total, stage="ragged")
-        for name, lengths in drawn.items():
-            for mode in MODES:
-                progress.update(task, description=f"{name}, {mode}")
-                calls = calls_of(lengths, mode, args)
-                timings = time_in_turns(
-                    {way: warm_up(call, args.device) for way, call in calls.items()},
-                    rounds=args.rounds,
-                    seconds=args.seconds_per_cell,
-                    done=lambda _: progress.advance(task),
-                )
-                cells.append(Cell(name, lengths, mode, timings))
-    console.print(_table(cells))
-    results = {"cells": [asdict(cell) | {"waste": cell.waste} for cell in cells]}
-    path = report.write_json(results, interrupted=interrupted.is_set())
-    report.announce(console, [path])
-
-
 def _table(cells: list[Cell]) -> Table:
-    table = Table(title="a batch of sequences of different lengths", title_justify="left")
-    table.add_column("lengths")
-    for heading in ("tokens", "waste", "mode", *WAYS):
-        table.add_column(heading, justify="right")
+    headings = ("lengths", "mode", "tokens", "waste", *WAYS)
+    table = new_table("a batch of sequences of different lengths", *headings, left=2)
     for cell in cells:
-        table.add_row(
-            cell.batch,
-            f"{sum(cell.lengths):,}",
-            f"{cell.waste:.1f}",
-            cell.mode,
-            *(seconds_text(cell.timings[way].median) for way in WAYS),
-        )
+        times = (seconds_text(cell.timings[way].median) for way in WAYS)
+        table.add_row(cell.batch, cell.mode, f"{sum(cell.lengths):,}", f"{cell.waste:.1f}", *times)
     return table
 
 
@@ -134,10 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--longest", type=positive_int, default=4096, help="tokens of a sequence")
     parser.add_argument("--embed-dim", type=positive_int, default=128, help="of a token")
     parser.add_argument("--heads", type=positive_int, default=4, help="of the layer")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="how often they take turns")
-    parser.add_argument(
-        "--seconds-per-cell", type=positive_float, default=5.0, help="for all rounds of one way"
-    )
+    add_timing_options(parser, rounds=5, seconds=5.0)
     return parser
 
 

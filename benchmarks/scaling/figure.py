@@ -57,9 +57,7 @@ def _error_panel(panel: Axes, summary: Summary) -> None:
     panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent_text(y)))
 
 
-def _draw(
-    panel: Axes, summary: Summary, mode: str, rivals: list[str], quantity: Quantity
-) -> None:
+def _draw(panel: Axes, summary: Summary, mode: str, rivals: list[str], quantity: Quantity) -> None:
     names = list(RIVALS)
     for name in rivals:
         cells = summary.grid.row(name, mode)

@@ -64,9 +64,7 @@ def _ratio_table(
     table = new_table(title, "n", *(RIVALS[rival].label for rival in summary.others), left=0)
     for tokens in summary.grid.tokens():
         ratios = [ratio(rival, tokens, mode) for rival in summary.others]
-        table.add_row(
-            f"{tokens:,}", *("" if r is None else f"{three_digits(r)}×" for r in ratios)
-        )
+        table.add_row(f"{tokens:,}", *("" if r is None else f"{three_digits(r)}×" for r in ratios))
     return table
 
 

@@ -77,9 +77,7 @@ class AttentionInputs:
             generator=torch.Generator().manual_seed(workload.seed),
         )
         dtype = DTYPES[workload.dtype]
-        query, value = (
-            x.to(workload.device, dtype).repeat(workload.batch, 1, 1, 1) for x in drawn
-        )
+        query, value = (x.to(workload.device, dtype).repeat(workload.batch, 1, 1, 1) for x in drawn)
         landmarks = AvgPoolLandmarks(workload.landmarks)(query, workload.grid)
         for leaf in (query, value, landmarks):
             leaf.requires_grad_()

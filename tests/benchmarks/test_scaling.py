@@ -1,23 +1,20 @@
-"""The benchmarks run from end to end on small sizes, and count, compare and report rightly."""
+"""The benchmark of scaling: inputs, attentions, limits of a cell, and what it reports."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from support.paths import ROOT
 
-from benchmarks import cuda_events, expected, kernel_resources, kernel_search, rivals
-from benchmarks.rivals import OURS, RIVALS, why_missing
-from benchmarks.scaling_cells import Budget, Cell, Grid, measure_times
-from benchmarks.scaling_summary import Summary
-from benchmarks.softmax_calls import call_sdpa
-from benchmarks.timing import Timing
-from benchmarks.traffic import traffic_bytes, traffic_elements
-from benchmarks.workload import (
-    MODES,
+from benchmarks.common.calls import MODES
+from benchmarks.common.timing import Timing
+from benchmarks.common.traffic import traffic_elements
+from benchmarks.scaling import rivals
+from benchmarks.scaling.cells import Budget, Cell, Grid, error_of, measure_cells
+from benchmarks.scaling.memory import peak_bytes_in_process
+from benchmarks.scaling.rivals import OURS, RIVALS, why_missing
+from benchmarks.scaling.summary import Summary
+from benchmarks.scaling.workload import (
+    AttentionInputs,
     Workload,
     fill_in_defaults,
     workload_of,
@@ -30,87 +27,86 @@ SMALL = Workload(
     heads=3,
     head_dim=8,
     landmarks=5,
-    normalization="landmark",
+    normalization="token",
     impl="auto",
     dtype="float32",
     device="cpu",
     seed=0,
+    input="photograph",
 )
-QUICK = "--rounds 2 --seconds-per-cell 0.2"
-# What torch.compile takes for the compiled rival is too long for a test, and each cell's memory is
-# measured in a process of its own.
-COMMANDS = [
-    f"scaling --tokens 64 {QUICK} --rivals sdpa",
-    f"scaling --tokens 64 {QUICK} --no-memory --normalization token --impl eager --rivals "
-    "paper_formula nystrom_attention sdpa gaussian_streamed gaussian_dense",
-    "pinv --spreads 1 0.1 --matrices 2 --max-steps 4 --seconds-per-cell 0.05",
-    "accuracy --side 12 --landmarks 4 9 --sharpness 1",
-]
 
 
-def run_benchmark(command, folder):
-    name, *options = command.split()
-    run = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *options, "--out", folder],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+def test_a_run_reports_times_memory_errors_and_figures(run_benchmark):
+    # torch.compile takes too long for a test, and the memory of each cell takes a process.
+    sizes = "--tokens 64 --rounds 2 --seconds-per-cell 0.2"
+    content, output, figures = run_benchmark(f"scaling {sizes} --rivals sdpa")
+    assert set(figures) == {
+        "scaling",
+        *(f"scaling_{name}" for name in ("time", "error")),
+        *(
+            f"scaling_{name}_{mode}"
+            for name in ("time", "memory")
+            for mode in ("forward", "backward")
+        ),
+    }
+    ours = next(cell for cell in content["cells"] if cell["rival"] == OURS)
+    assert 0 < ours["error"] < 0.05
+    assert all(isinstance(cell["peak_bytes"], int) for cell in content["cells"])
+    assert "error against exact attention" in output
+
+
+def test_every_attention_of_the_cpu_runs(run_benchmark):
+    names = "paper_formula nystrom_attention sdpa gaussian_streamed gaussian_dense"
+    options = "--no-memory --normalization none --impl eager --input normal"
+    content, _, _ = run_benchmark(
+        f"scaling --tokens 64 --rounds 1 --seconds-per-cell 5 {options} --rivals {names}"
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    (report,) = folder.glob("*.json")
-    return json.loads(report.read_text()), run.stdout
+    assert {cell["rival"] for cell in content["cells"]} == {OURS, *names.split()}
+    assert not any(cell["failure"] for cell in content["cells"])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_benchmark(command, tmp_path):
-    content, _ = run_benchmark(command, tmp_path)
-    assert f"python -m benchmarks.{command}" in content["command"]
-    assert "torch" in content["environment"]
-    (picture,) = tmp_path.glob("*.png")
-    assert picture.stat().st_size > 10_000
-
-
-def test_choices_are_compared_with_the_first(tmp_path):
-    command = "choices --side 8 --rounds 1 --seconds-per-cell 0.01"
-    content, output = run_benchmark(command, tmp_path)
-    first, *others = content["choices"]
-    assert first["forward_ratio"] == first["forward_and_backward_ratio"] == 1
-    for choice in others:
-        assert choice["name"] in output
-        ratio = choice["forward_seconds"] / first["forward_seconds"]
-        assert choice["forward_ratio"] == pytest.approx(ratio)
-
-
-def test_scaling_reports_the_fraction_of_the_traffic_limit(tmp_path):
+def test_the_traffic_limit_and_the_batch_follow_from_the_tokens(run_benchmark):
     # A cell must not be left out because the machine is busy.
     sizes = "--tokens 64 128 --total-tokens 512 --rounds 1 --seconds-per-cell 5"
-    command = f"scaling {sizes} --no-memory --rivals flex_attention"
-    content, output = run_benchmark(command, tmp_path)
+    content, output, _ = run_benchmark(f"scaling {sizes} --no-memory --rivals flex_attention")
     assert "fraction of the traffic limit" in output
-    assert "without FlexAttention: it runs on cuda only" in " ".join(output.split())
+    assert "without FlexAttention: it runs on cuda only" in output
     times = {(cell["tokens"], cell["mode"]): cell for cell in content["cells"]}
     assert {key: cell["batch"] for key, cell in times.items()} == {
         (tokens, mode): 512 // (2 * tokens) for tokens in (64, 128) for mode in MODES
     }
     assert len(content["traffic_limit"]) == 4
     for limit in content["traffic_limit"]:
-        elements = 4 if limit["mode"] == "forward" else 11
+        elements = 5 if limit["mode"] == "forward" else 14
         assert limit["bytes"] == elements * 512 * 32 * 4
         seconds = limit["bytes"] / content["copy_bandwidth_bytes_per_second"]
         measured = times[limit["tokens"], limit["mode"]]["median_seconds"]
         assert limit["fraction_of_traffic_limit"] == pytest.approx(seconds / measured)
 
 
-def test_ragged_times_every_way(tmp_path):
-    sizes = "--sequences 3 --longest 400 --embed-dim 8 --heads 2 --rounds 1 --seconds-per-cell 0.01"
-    content, output = run_benchmark(f"ragged {sizes}", tmp_path)
-    cells = content["cells"]
-    assert len(cells) == 8
-    assert all(set(cell["timings"]) == {"packed", "padded", "one by one"} for cell in cells)
-    waste = {cell["batch"]: cell["waste"] for cell in cells}
-    assert waste["one long"] == pytest.approx(2)
-    assert "one long" in output
+def test_the_error_is_that_of_the_timed_operator():
+    call = RIVALS[OURS].prepare(SMALL)
+    assert 0 < error_of(call, SMALL) < 0.05
+    wrong = replace(call, forward=lambda: 1.1 * call.forward())
+    assert error_of(wrong, SMALL) > 0.09
+    every_token = replace(SMALL, landmarks=24)
+    assert error_of(RIVALS[OURS].prepare(every_token), every_token) < error_of(call, SMALL)
+    paper = replace(SMALL, normalization="landmark")
+    assert error_of(RIVALS[OURS].prepare(paper), paper) is None
+
+
+def test_batch_items_and_seeds():
+    x = AttentionInputs.of(SMALL)
+    assert torch.equal(x.query[0], x.query[1])
+    assert x.landmarks.shape[:2] == x.query.shape[:2]
+    assert not torch.equal(x.query, AttentionInputs.of(replace(SMALL, seed=1)).query)
+
+
+def test_peak_memory_counts_the_dense_kernel():
+    workload = replace(SMALL, batch=1, heads=1, tokens=1024)
+    peak = peak_bytes_in_process("gaussian_dense", workload, "forward")
+    assert 4 * 1024**2 <= peak <= 6 * 4 * 1024**2
+    assert peak_bytes_in_process("paper_formula_compiled", workload, "forward") is None
 
 
 @pytest.mark.parametrize(
@@ -119,8 +115,8 @@ def test_ragged_times_every_way(tmp_path):
 def test_traffic_is_what_the_passes_read_and_write(normalization, forward, both):
     assert [traffic_elements(normalization, mode) for mode in MODES] == [forward, both]
     workload = replace(SMALL, normalization=normalization, dtype="bfloat16")
-    assert traffic_bytes(workload, "forward") == forward * 2 * 3 * 24 * 8 * 2
-    assert traffic_bytes(replace(workload, dtype="float64"), MODES[1]) == both * 2 * 3 * 24 * 8 * 8
+    assert workload.traffic_bytes("forward") == forward * 2 * 3 * 24 * 8 * 2
+    assert replace(workload, dtype="float64").traffic_bytes(MODES[1]) == both * 2 * 3 * 24 * 8 * 8
 
 
 def options(*words):
@@ -175,7 +171,7 @@ def test_who_takes_part(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [n for n in RIVALS if not why_missing(n, "cpu", "float32")])
-def test_rivals_answer_and_differentiate(name):
+def test_attentions_run_and_differentiate(name):
     with torch.compiler.set_stance("force_eager"):
         call = RIVALS[name].prepare(SMALL)
         output = call.run("forward")
@@ -226,7 +222,7 @@ def test_slope_does_not_depend_on_the_batch():
 def measure(names, grid, workload=SMALL):
     # So long that no cell is left out because the machine is busy.
     budget = Budget(seconds=60, memory_bytes=1e9)
-    measure_times(
+    measure_cells(
         names, workload, "forward", grid=grid, budget=budget, rounds=1, memory=True, done=print
     )
 
@@ -235,14 +231,15 @@ def test_a_rival_that_fails_does_not_end_the_run(monkeypatch):
     def fail(workload):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setitem(RIVALS, "sdpa", replace(RIVALS["sdpa"], prepare=fail))
+    sdpa = RIVALS["sdpa"]
+    monkeypatch.setitem(RIVALS, "sdpa", replace(sdpa, prepare=fail))
     grid = Grid()
     measure([OURS, "sdpa"], grid)
     cell = grid.get("sdpa", SMALL.tokens, "forward")
     assert (cell.timing, cell.skipped, cell.failure) == (None, "failed", "RuntimeError: no kernel")
     assert grid.get(OURS, SMALL.tokens, "forward").timing is not None
     with monkeypatch.context() as mended:
-        mended.setitem(RIVALS, "sdpa", replace(RIVALS["sdpa"], prepare=call_sdpa))
+        mended.setitem(RIVALS, "sdpa", sdpa)
         measure([OURS, "sdpa"], grid, replace(SMALL, tokens=48))
     assert grid.get("sdpa", 48, "forward").timing is not None
     monkeypatch.setitem(RIVALS, OURS, replace(RIVALS[OURS], prepare=fail))
@@ -262,84 +259,3 @@ def test_a_smaller_batch_counts_in_what_a_cell_may_take(monkeypatch):
     assert Budget(61.0, 1e9).refuses("sdpa", workload, "forward", grid) is None
     with pytest.raises(TypeError):
         Budget(59.0, 1e9).refuses("sdpa", workload, "forward", grid)
-
-
-class FakeCuda:
-    """Stands for torch.cuda: notes what is asked of it, and times a call by its place in a list."""
-
-    def __init__(self, milliseconds):
-        self.log = []
-        self.milliseconds = iter(milliseconds)
-
-    def Event(self, enable_timing):
-        event = type("Event", (), {})()
-        event.record = lambda: self.log.append("event")
-        event.elapsed_time = lambda end: next(self.milliseconds)
-        return event
-
-    def synchronize(self):
-        self.log.append("wait")
-
-
-def test_calls_on_cuda_are_timed_between_events_and_with_a_cold_cache(monkeypatch):
-    cuda = FakeCuda([5.0, 1.0, 3.0])
-    monkeypatch.setattr(cuda_events.torch, "cuda", cuda)
-    monkeypatch.setattr(
-        cuda_events,
-        "_buffer",
-        lambda: type("Buffer", (), {"zero_": lambda _: cuda.log.append("flush")})(),
-    )
-    seconds = cuda_events.event_seconds(
-        lambda: cuda.log.append("call"), expected=1e-3, block_seconds=3.5e-3, least_calls=2
-    )
-    assert seconds == pytest.approx(3e-3)
-    assert cuda.log == ["wait", *["flush", "event", "call", "event"] * 3, "wait"]
-
-
-def test_expected_work_counts_bytes_products_and_exponentials():
-    d, m = 8, 5
-    forward = expected.Work.of("none", "forward", d, m)
-    # Distances twice, Pᵀ V with two pieces of P, P W with two of each but the smallest product.
-    assert forward.operations == 2 * m * d * (1 + 2 + 1 + 3)
-    assert forward.bytes == 2 * d * 4
-    assert forward.exponentials == 2 * m
-    both = expected.Work.of("token", "forward+backward", d, m)
-    assert both.bytes == 2 * d * (5 + 9)
-    assert both.exponentials == 2 * forward.exponentials
-    # P M, Pᵀ diag(dc) P and P (M + Mᵀ) are products with m × m arrays.
-    assert both.operations == 2 * m * (d * 22 + m * 9)
-
-
-def test_expected_prints_every_normalization(capsys):
-    expected.main(["--total-tokens", "1000"])
-    printed = capsys.readouterr().out
-    assert "derived, not measured" in printed
-    for normalization in ("none", "landmark", "token"):
-        assert printed.count(f"│ {normalization} ") == 2
-
-
-def test_kernel_search_ranks_tiles_without_a_gpu(capsys):
-    kernel_search.main(
-        "--variant sums --features 16 --landmarks 16 --tokens 16 32 --tile-landmarks 16 --warps 4 "
-        "--stages 1".split()
-    )
-    printed = capsys.readouterr().out
-    assert "sums-D16-m16-bfloat16 on sm_90" in printed
-    assert len([line for line in printed.splitlines() if line.startswith("│")]) == 2
-
-
-def test_kernel_resources_are_written_between_the_marks(tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{kernel_resources.BEGIN}\nold\n{kernel_resources.END}\nafter\n")
-    small = tuple(kernel_resources.Case(variant, 16, 16) for variant in ("sums", "block gradient"))
-    monkeypatch.setattr(kernel_resources, "CASES", small)
-    kernel_resources.main(["--page", str(page), "--variants", "sums"])
-    written = page.read_text()
-    assert written.startswith("before\n") and written.endswith("after\n")
-    assert "old" not in written
-    (row,) = [line for line in written.splitlines() if line.startswith("| sums, D = 16")]
-    assert row.count(" KiB / ") == 4
-    assert "block gradient" not in written
-    page.write_text("no marks")
-    with pytest.raises(ValueError, match="must hold"):
-        kernel_resources.write(page, [])
