@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.common.calls import MODES
-from benchmarks.common.figures import Panels, legend_below, name_ticks, style_of
+from benchmarks.common.figures import Panel, Panels, legend_below, name_ticks, style_of
 from benchmarks.common.quantities import bytes_text, percent_text, seconds_text
 from benchmarks.scaling.cells import Cell
 from benchmarks.scaling.rivals import OURS, RIVALS
@@ -24,32 +24,32 @@ Quantity = Callable[[Cell], float | None]
 
 def scaling_panels(summary: Summary) -> Panels:
     """Panels by name; "time" and "error" are those of the main figure."""
-    main = [name for name in MAIN if name in summary.grid.rivals()]
-    panels = {"time": partial(_time_panel, summary=summary, mode="forward", rivals=main)}
+    rivals = summary.grid.rivals()
+    main = [name for name in MAIN if name in rivals]
+    panels: dict[str, Panel] = {"time": partial(_time_panel, summary, "forward", main)}
     if any(_error(cell) for cell in summary.grid.cells.values()):
-        panels["error"] = partial(_error_panel, summary=summary)
+        panels["error"] = partial(_error_panel, summary)
     for mode, name in zip(MODES, ("forward", "backward"), strict=True):
-        options = {"summary": summary, "mode": mode, "rivals": summary.grid.rivals()}
-        panels[f"time_{name}"] = partial(_time_panel, **options)
+        panels[f"time_{name}"] = partial(_time_panel, summary, mode, rivals)
         if summary.has_memory:
-            panels[f"memory_{name}"] = partial(_memory_panel, **options)
+            panels[f"memory_{name}"] = partial(_memory_panel, summary, mode, rivals)
     return panels
 
 
-def _time_panel(panel: Axes, summary: Summary, mode: str, rivals: list[str]) -> None:
+def _time_panel(summary: Summary, mode: str, rivals: list[str], panel: Axes) -> None:
     _draw(panel, summary, mode, rivals, lambda cell: cell.seconds)
     panel.set_title(f"time, {mode}")
     panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: seconds_text(y)))
 
 
-def _memory_panel(panel: Axes, summary: Summary, mode: str, rivals: list[str]) -> None:
+def _memory_panel(summary: Summary, mode: str, rivals: list[str], panel: Axes) -> None:
     _draw(panel, summary, mode, rivals, _shown_bytes)
     panel.set_title(f"peak memory, {mode}")
     panel.set_yscale("log", base=2)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: bytes_text(y)))
 
 
-def _error_panel(panel: Axes, summary: Summary) -> None:
+def _error_panel(summary: Summary, panel: Axes) -> None:
     _draw(panel, summary, "forward", [OURS], _error)
     panel.set_title("error of softattn")
     panel.set(yscale="linear")

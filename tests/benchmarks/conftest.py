@@ -16,9 +16,9 @@ def run_benchmark(tmp_path):
 
     def run(command):
         name, *options = command.split()
+        options += ["--threads", "1", "--out", tmp_path]
         process = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", *options, "--threads", "1"]
-            + ["--out", tmp_path],
+            [sys.executable, "-m", f"benchmarks.{name}", *options],
             cwd=ROOT,
             capture_output=True,
             text=True,
