@@ -24,6 +24,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.pinv
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.choices
+	$(BIN)/python -m benchmarks.ragged
 
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.accuracy.comparisons import Error
 from benchmarks.accuracy.samplers import SAMPLERS
-from benchmarks.common.figures import Panels, name_ticks, style_of
-from benchmarks.common.quantities import percent_text
+from benchmarks.common.figures import Panels, name_ticks, percent_ticks, style_of
 
 
 def accuracy_panels(errors: Sequence[Error]) -> Panels:
@@ -31,6 +30,6 @@ def _panel(name: str, errors: list[Error], limits: tuple[float, float], panel: A
     panel.set(yscale="log", xlabel="landmarks", ylim=limits)
     name_ticks(panel, sorted({error.landmarks for error in errors}))
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent_text(y)))
+    percent_ticks(panel)
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.legend(loc="best")

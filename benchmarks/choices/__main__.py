@@ -34,7 +34,6 @@ def layers(embed_dim: int) -> dict[str, Callable[[], SoftmaxFreeAttention]]:
     """Makes each layer, by the name of the choice."""
 
     def layer(landmarks: LandmarkSampler | None = None, **options: Any) -> SoftmaxFreeAttention:
-        options = {"normalization": "token"} | options
         return SoftmaxFreeAttention(embed_dim, HEADS, landmarks=landmarks, **options)
 
     head_dim = embed_dim // HEADS

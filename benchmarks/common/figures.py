@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 # Draws one panel.
 Panel = Callable[[Axes], None]
@@ -32,7 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 
 _CARD, _TEXT, _GRID = "#24292f", "#e6e8eb", "#454c54"
 _ALONE = ((5.4, 4.6), 13.0)
-_SIDE_BY_SIDE = ((5.4, 5.0), 17.0)
+_SIDE_BY_SIDE = ((5.4, 5.2), 20.0)
 
 
 def style_of(place: int) -> dict[str, Any]:
@@ -51,6 +51,11 @@ def name_ticks(panel: Axes, positions: Sequence[float]) -> None:
     panel.xaxis.set_major_locator(FixedLocator(list(positions)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks(list(positions), [f"{position:,g}" for position in positions])
+
+
+def percent_ticks(panel: Axes) -> None:
+    """Shows the fractions on the vertical axis in percent."""
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:,g} %"))
 
 
 def legend_below(panel: Axes, columns: int = 2) -> None:
@@ -110,8 +115,6 @@ def _style(font: float) -> dict[Any, Any]:
         "text.color": _TEXT,
         "xtick.color": _TEXT,
         "ytick.color": _TEXT,
-        "xtick.labelsize": "small",
-        "ytick.labelsize": "small",
         "grid.color": _GRID,
         "grid.linewidth": 0.8,
         "lines.markersize": 6,

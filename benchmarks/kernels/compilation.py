@@ -1,4 +1,4 @@
-"""Compiles the kernels for any target, without a GPU, and reads what they take of it.
+"""Compiles the kernels for any target, without a GPU, and reads the resources they take.
 
 Triton's compiler needs no device, and its package brings NVIDIA's assembler and ``cuobjdump``. The
 launchers of ``softattn.kernels`` are called with tensors that have no memory; what they would
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.kernels.cases import Case
 
-# Neither Triton nor softattn.kernels is imported up here: ``_without_interpreter`` comes first.
+# Triton and softattn.kernels are imported in functions: ``_without_interpreter`` must run first.
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
                     done=steps.advance,
                 )
                 cells.append(Cell(name, lengths, mode, timings))
+    if not cells:
+        report.console.print("interrupted before the first batch was finished; wrote nothing")
+        return
     results = {"cells": [asdict(cell) | {"waste": cell.waste} for cell in cells]}
     report.finish([_table(cells)], results, interrupted=steps.interrupted)
 
@@ -85,7 +88,7 @@ def batches(sequences: int, longest: int) -> dict[str, list[int]]:
 def calls_of(lengths: list[int], args: argparse.Namespace) -> dict[str, Call]:
     """The ways to run the layer over one batch."""
     options = {"device": args.device, "dtype": DTYPES[args.dtype]}
-    layer = SoftmaxFreeAttention(args.embed_dim, args.heads, normalization="token", **options)
+    layer = SoftmaxFreeAttention(args.embed_dim, args.heads, **options)
     tokens = torch.randn(sum(lengths), args.embed_dim, **options)
     padded = pad_sequence(list(tokens.split(lengths)), batch_first=True).requires_grad_()
     tokens.requires_grad_()

@@ -7,8 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.common.calls import MODES
-from benchmarks.common.figures import Panel, Panels, legend_below, name_ticks, style_of
-from benchmarks.common.quantities import bytes_text, percent_text, seconds_text
+from benchmarks.common.figures import (
+    Panel,
+    Panels,
+    legend_below,
+    name_ticks,
+    percent_ticks,
+    style_of,
+)
+from benchmarks.common.quantities import bytes_text, seconds_text
 from benchmarks.scaling.cells import Cell
 from benchmarks.scaling.rivals import OURS, RIVALS
 from benchmarks.scaling.summary import Summary
@@ -17,7 +24,7 @@ from benchmarks.scaling.summary import Summary
 MAIN = (OURS, "sdpa", "sdpa_flash", "paper_formula")
 # Smaller peaks are hidden by the pages that a process happens to touch.
 _LEAST_BYTES_SHOWN = 2**17
-_MOST_TICKS = 4
+_MOST_TICKS = 3
 
 Quantity = Callable[[Cell], float | None]
 
@@ -54,7 +61,7 @@ def _error_panel(summary: Summary, panel: Axes) -> None:
     panel.set_title("error of softattn")
     panel.set(yscale="linear")
     panel.set_ylim(bottom=0)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent_text(y)))
+    percent_ticks(panel)
 
 
 def _draw(panel: Axes, summary: Summary, mode: str, rivals: list[str], quantity: Quantity) -> None:

@@ -1,8 +1,12 @@
 """The benchmark of accuracy."""
 
+import itertools
+import json
+
 import pytest
 import torch
 
+from benchmarks.accuracy import __main__ as accuracy
 from benchmarks.accuracy.comparisons import COMPARISONS, Measurement, Setting, errors_of
 from benchmarks.accuracy.samplers import SAMPLERS
 from benchmarks.accuracy.tables import least_landmarks
@@ -21,6 +25,26 @@ def test_every_table_and_figure_is_made(run_benchmark):
         f"accuracy{name}" for name in ("", "_photograph", "_texture", "_normal")
     }
     assert "81 tokens" in output and "m for 2 %" in output and "9 × 9" in output
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+    def interrupted(setting, numbers, measurement):
+        yield from itertools.islice(errors_of(setting, numbers, measurement), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accuracy, "errors_of", interrupted)
+    accuracy.main(["--sides", "6", "--rows", "5", "--out", str(tmp_path)])
+    content = json.loads((tmp_path / "measurements" / "accuracy_cpu_float32.json").read_text())
+    assert content["interrupted"] is True
+    assert (len(content["samplers"]), len(content["sizes"])) == (2, 0)
+    monkeypatch.setattr(accuracy, "errors_of", lambda *_: _raise())
+    accuracy.main(["--sides", "6", "--out", str(tmp_path / "none")])
+    assert "wrote nothing" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def _raise():
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("comparison", ["token", "softmax", "none"])
