@@ -18,20 +18,13 @@ def shifted(a: Tensor, ridge: float) -> Tensor:
 
 def newton(method: str, a: Tensor, ridge: float, iterations: int | None = None) -> Tensor:
     """The Newton inverse of A + ridge · I by one of ``NEWTON``."""
-    a, own_ridge = _split_ridge(method, a, ridge)
-    return newton_pinv(a, method=method, ridge=own_ridge, iterations=iterations)
+    return newton_pinv(a, method=method, ridge=ridge, iterations=iterations)
 
 
 def steps_taken(method: str, a: Tensor, ridge: float) -> int:
     """The most steps that a Newton method takes by default on any of the matrices."""
-    a, own_ridge = _split_ridge(method, a, ridge)
-    _, info = newton_pinv_ex(a, method=method, ridge=own_ridge)
+    _, info = newton_pinv_ex(a, method=method, ridge=ridge)
     return int(info.iterations.max())
-
-
-def _split_ridge(method: str, a: Tensor, ridge: float) -> tuple[Tensor, float]:
-    """What to pass to a method: "soft_norm_official", which has no ridge, gets A + ridge · I."""
-    return (shifted(a, ridge), 0.0) if method == "soft_norm_official" else (a, ridge)
 
 
 # The inverse of A + ridge · I from A and the ridge, by name.

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,9 +56,13 @@ def test_all_tokens_as_landmarks_leave_the_error_of_the_ridge(comparison):
     assert few.error > 2 * all_tokens.error
 
 
-def test_the_best_factor_makes_the_error_of_landmark_at_most_that_of_zero():
-    setting = Setting("photograph", 10, "landmark", samplers=tuple(SAMPLERS))
-    assert all(error.error <= 1 for error in errors_of(setting, [4, 9, 25], EXACT))
+def test_landmark_is_compared_after_the_best_factor(monkeypatch):
+    setting = Setting("photograph", 10, "landmark")
+    best = list(errors_of(setting, [4, 9, 25], EXACT))
+    unscaled = replace(COMPARISONS["landmark"], best_scale=False)
+    monkeypatch.setitem(COMPARISONS, "landmark", unscaled)
+    plain = list(errors_of(setting, [4, 9, 25], EXACT))
+    assert all(b.error < p.error for b, p in zip(best, plain, strict=True))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
