@@ -79,7 +79,7 @@ def _draw(panel: Axes, summary: Summary, mode: str, rivals: list[str], quantity:
     if len(rivals) > len(MAIN):
         legend_below(panel)
     elif len(rivals) > 1:
-        panel.legend(loc="upper left")
+        panel.legend(loc="best")
 
 
 def _spread(tokens: list[int]) -> list[int]:
