@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 from softattn.attention import softmax_free_attention
+from softattn.common.padding import padding_of_additive_mask
 from softattn.common.validation import (
     IMPLEMENTATIONS,
-    ADVICE_ON_MASKS,
     NORMALIZATIONS,
     check_causal,
     check_choice,
@@ -30,10 +30,6 @@ _NO_DROPOUT = (
     "drop features of the output instead"
 )
 _NO_ADDED_KEYS = "it adds a key that is not a token, and landmarks are pooled from tokens alone"
-_NOT_A_PADDING_MASK = (
-    "key_padding_mask must hold 0 and -inf alone where it is floating point: other numbers are "
-    f"added to logits, and this attention has none. Give a bool mask: {ADVICE_ON_MASKS}"
-)
 
 
 class _NoFastPath:
@@ -237,8 +233,9 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
             key: likewise, n_k tokens of kdim features; None is self-attention.
             value: likewise, n_k tokens of vdim features.
             key_padding_mask: (batch, n_k), or (n_k,) without a batch. Bool, True at padding; or
-                floating point, −inf at padding and 0 elsewhere. Padding is ignored. The output is 0
-                for a sample that is all padding, and for padded queries in self-attention.
+                floating point, 0 at tokens and −1000 or less at padding, such as −inf. Padding is
+                ignored. The output is 0 for a sample that is all padding, and for padded queries in
+                self-attention.
             need_weights: whether to return the attention weights too.
             attn_mask: must be None: landmarks stand for many tokens, so pairs of tokens cannot be
                 masked.
@@ -519,18 +516,9 @@ def _laid_out_alike(query: Tensor, key: Tensor) -> bool:
 
 
 def _as_padding(mask: Tensor | None, keys: Tensor, batched: bool) -> Tensor | None:
-    """The mask as bool (batch, n_k), from one that is bool, or −inf at padding and 0 elsewhere."""
-    if mask is None:
-        return None
+    """The mask as bool (batch, n_k), from a bool or an additive one."""
     if isinstance(mask, Tensor) and mask.is_floating_point():
-        padding = mask == -torch.inf
-        is_padding_mask = ((mask == 0) | padding).all()
-        if torch.compiler.is_compiling():
-            # A Python condition would break the graph.
-            torch._assert_async(is_padding_mask, _NOT_A_PADDING_MASK)
-        elif not is_padding_mask:
-            raise ValueError(_NOT_A_PADDING_MASK)
-        mask = padding
+        mask = padding_of_additive_mask("key_padding_mask", mask)
     if isinstance(mask, Tensor) and not batched:
         mask = mask[None]
     check_mask("key_padding_mask", mask, tuple(keys.shape[:2]), keys.device)

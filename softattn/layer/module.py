@@ -255,7 +255,7 @@ class SoftmaxFreeAttention(nn.Module):
                 advice = ""
                 if name == "context" and is_map:
                     advice = (
-                        "; a context of another width is a case for softattn.integrations.torch."
+                        "; for a context of another width use softattn.integrations.torch."
                         f"SoftmaxFreeMultiheadAttention(kdim={tokens.shape[-1]})"
                     )
                 raise ValueError(

@@ -258,11 +258,10 @@ def test_mixed_precision_of_fsdp_keeps_self_attention(one_process):
     differs_from_cross_attention(output, half, in_half)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_compiled_and_exported_as_in_eager(padded):
-    attention = layer(normalization="token", dtype=torch.float32)
+def test_compiled_and_exported_as_in_eager():
+    attention = layer(dtype=torch.float32)
     x = torch.randn(2, 9, 6)
-    mask = padding_of(9, 5, tokens=9) if padded else None
+    mask = padding_of(9, 5, tokens=9)
     arguments = (x, x, x, mask, False)
     expected, _ = attention(*arguments)
     compiled = torch.compile(attention, backend="eager", fullgraph=True)
@@ -315,35 +314,32 @@ def test_padding_is_not_read(crossed, sampler):
         assert torch.all(answer[0, mask[0]] == 0)
 
 
-def test_additive_padding_mask():
+@pytest.mark.parametrize("number", [-torch.inf, torch.finfo(torch.float64).min, -1e4])
+def test_additive_padding_mask(number):
     attention = layer()
     x = normal(2, 9, 6, seed=0)
     mask = padding_of(9, 5, tokens=9)
-    additive = torch.zeros(2, 9, dtype=torch.float64).masked_fill(mask, -torch.inf)
+    additive = torch.zeros(2, 9, dtype=torch.float64).masked_fill(mask, number)
     answers = attention(x, x, x, mask), attention(x, x, x, additive)
     for of_bool, of_float in zip(*answers, strict=True):
         torch.testing.assert_close(of_float, of_bool, rtol=0, atol=0)
 
 
-FINITE = [torch.finfo(torch.float32).min, -1e9, 1.0]
-
-
-@pytest.mark.parametrize("number", FINITE)
+@pytest.mark.parametrize("number", [-1.0, 1.0])
 def test_a_mask_of_finite_numbers_is_refused(number):
     x = torch.randn(2, 9, 6)
     mask = torch.zeros(2, 9).masked_fill(padding_of(9, 5, tokens=9), number)
-    reason = "must hold 0 and -inf alone.*mask < 0 is True at the padding of an additive mask"
+    reason = "must be 0 at tokens.*mask < 0 is True at the padding of an additive mask"
     with pytest.raises(ValueError, match=reason):
         layer(dtype=torch.float32)(x, x, x, mask)
 
 
-@pytest.mark.parametrize("number", FINITE)
 @pytest.mark.parametrize("graph", ["compiled", "exported", "traced by export"])
-def test_a_mask_of_finite_numbers_is_refused_in_a_graph(number, graph):
+def test_a_mask_of_finite_numbers_is_refused_in_a_graph(graph):
     attention = layer(dtype=torch.float32)
     x = torch.randn(2, 9, 6)
     padding = padding_of(9, 5, tokens=9)
-    additive = torch.zeros(2, 9).masked_fill(padding, -torch.inf)
+    additive = torch.zeros(2, 9).masked_fill(padding, torch.finfo(torch.float32).min)
     if graph == "compiled":
         call = torch.compile(attention, backend="aot_eager", fullgraph=True)
     else:
@@ -351,8 +347,8 @@ def test_a_mask_of_finite_numbers_is_refused_in_a_graph(number, graph):
         call = torch.export.export(attention, (x, x, x, additive, False), strict=strict).module()
     expected = attention(x, x, x, padding, need_weights=False)
     torch.testing.assert_close(call(x, x, x, additive, False), expected)
-    with pytest.raises(RuntimeError, match="key_padding_mask must hold 0 and -inf alone"):
-        call(x, x, x, torch.zeros(2, 9).masked_fill(padding, number), False)
+    with pytest.raises(RuntimeError, match="key_padding_mask must be 0 at tokens"):
+        call(x, x, x, torch.zeros(2, 9).masked_fill(padding, -1.0), False)
 
 
 @pytest.mark.parametrize(
