@@ -7,22 +7,19 @@ from typing import Any, NoReturn, Self
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 from softattn.attention import softmax_free_attention
+from softattn.common.identity import is_one_tensor
 from softattn.common.padding import padding_of_additive_mask
 from softattn.common.validation import (
-    IMPLEMENTATIONS,
-    NORMALIZATIONS,
     check_causal,
-    check_choice,
     check_floating,
     check_mask,
+    check_operator_choices,
 )
 from softattn.factors import attention_factors
 from softattn.integrations.swap import SwapReport, linear_of, tied
-from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.landmarks.sampler import pool_landmarks
+from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler, check_sampler, pool_landmarks
 from softattn.pinv import resolve_pinv
 
 _NO_DROPOUT = (
@@ -114,13 +111,8 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         for name, value in {"add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn}.items():
             if value:
                 raise ValueError(f"{name} must be False: {_NO_ADDED_KEYS}")
-        if landmarks is not None and not isinstance(landmarks, LandmarkSampler):
-            raise TypeError(
-                "landmarks must be a LandmarkSampler such as softattn.AvgPoolLandmarks(49), got "
-                f"{landmarks!r}"
-            )
-        check_choice("normalization", normalization, NORMALIZATIONS)
-        check_choice("impl", impl, IMPLEMENTATIONS)
+        check_sampler(landmarks)
+        check_operator_choices(normalization, impl)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
@@ -478,41 +470,11 @@ def _biases(attention: nn.MultiheadAttention) -> tuple[Tensor | None, ...]:
 
 def _without_repetition(query: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Query and key, with None for the key in self-attention."""
-    if key is None or not _is_self_attention(query, key):
+    if key is None or not is_one_tensor(query, key):
         return query, key
     # Reentrant checkpointing detaches each argument: a view can have the gradient that the other
     # one lacks.
     return (query if query.requires_grad else key), None
-
-
-def _is_self_attention(query: Tensor, key: Tensor) -> bool:
-    """Whether the two are one object, or views of the same memory with one shape and strides."""
-    if key is query:
-        return True
-    # Dynamo traces no storages.
-    if torch.compiler.is_dynamo_compiling() or not all(
-        isinstance(tensor, Tensor) and tensor.layout == torch.strided for tensor in (query, key)
-    ):
-        return False
-    while is_batchedtensor(query) and is_batchedtensor(key):
-        if not _laid_out_alike(query, key):
-            return False
-        query, key = get_unwrapped(query), get_unwrapped(key)
-    if key is query:
-        return True
-    # Under torch.func.grad and jvp two wrappers are two variables, whatever they wrap.
-    if is_functorch_wrapped_tensor(query) or is_functorch_wrapped_tensor(key):
-        return False
-    return _laid_out_alike(query, key) and query.untyped_storage() is key.untyped_storage()
-
-
-def _laid_out_alike(query: Tensor, key: Tensor) -> bool:
-    """Whether dtype, shape, strides and offset agree."""
-    one, other = (
-        (tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
-        for tensor in (query, key)
-    )
-    return one == other
 
 
 def _as_padding(mask: Tensor | None, keys: Tensor, batched: bool) -> Tensor | None:

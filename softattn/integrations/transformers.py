@@ -12,10 +12,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softattn.attention import softmax_free_attention
 from softattn.common.padding import padding_of_additive_mask
-from softattn.common.validation import IMPLEMENTATIONS, NORMALIZATIONS, check_causal, check_choice
+from softattn.common.validation import check_causal, check_operator_choices
 from softattn.integrations.swap import SwapReport
-from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.landmarks.sampler import pool_landmarks
+from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler, check_sampler, pool_landmarks
 from softattn.pinv import resolve_pinv
 
 _PAIRS = "landmarks stand for many tokens, so pairs of tokens cannot be masked"
@@ -93,19 +92,14 @@ def register_attention(
     taken = ALL_ATTENTION_FUNCTIONS.get(name)
     if name == "eager" or not (taken is None or isinstance(taken, _SoftmaxFreeAttention)):
         raise ValueError(f"name {name!r} belongs to another implementation; choose another one")
+    check_sampler(landmarks)
+    check_operator_choices(normalization, impl)
     sampler = AvgPoolLandmarks() if landmarks is None else landmarks
-    if not isinstance(sampler, LandmarkSampler):
-        raise TypeError(
-            "landmarks must be a LandmarkSampler such as softattn.AvgPoolLandmarks(49), got "
-            f"{landmarks!r}"
-        )
     if any(True for _ in sampler.parameters()):
         raise ValueError(
             "landmarks must have no parameters, because these would belong to no model, got "
             f"{type(sampler).__name__}; use softattn.AvgPoolLandmarks"
         )
-    check_choice("normalization", normalization, NORMALIZATIONS)
-    check_choice("impl", impl, IMPLEMENTATIONS)
     attention = _SoftmaxFreeAttention(
         sampler,
         None if grid is None else tuple(grid),

@@ -117,6 +117,25 @@ def test_attention_is_that_of_the_parts(name, options, prefix):
     torch.testing.assert_close(model.blocks[0].attn(x), expected)
 
 
+@pytest.mark.parametrize(("name", "options", "prefix"), MODELS)
+def test_attention_factors_are_the_weights_of_the_values(name, options, prefix):
+    model = vit(name, **options)
+    swap_attention(model, landmarks=AvgPoolLandmarks(4))
+    attention = model.blocks[0].attn
+    seen = []
+    attention.register_forward_hook(lambda _, arguments, output: seen.append((*arguments, output)))
+    model(images(*model.patch_embed.img_size))
+    ((x, output),) = seen
+    factors = attention.attention_factors(x)
+    n = prefix + 16
+    weights = factors.rows(range(n))
+    assert weights.shape == (2, attention.num_heads, n, n)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    values = attention.v_proj(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    attended = (weights @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention.proj(attention.norm(attended)), output)
+
+
 @pytest.mark.parametrize("options", [{}, {"scale_attn_norm": True}, {"qkv_bias": False}])
 def test_is_the_softmax_model_where_queries_are_keys_of_one_norm(options):
     softmax = tie(vit(class_token=False, global_pool="avg", **options))
@@ -171,7 +190,7 @@ def test_size_set_later():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"attn_mask": torch.zeros(17, 17)}, "know no pairs"),
+        ({"attn_mask": torch.zeros(17, 17)}, "masks pairs of tokens"),
         ({"is_causal": True}, "causal attention is not offered"),
     ],
 )
@@ -237,7 +256,7 @@ def test_norms_of_two_kinds_are_left_alone():
     model.blocks[0].attn.k_norm = nn.Identity()
     report = swap_attention(model)
     assert report.left_alone == {
-        "blocks.0.attn": "q_norm and k_norm are not of one kind, and cannot be tied"
+        "blocks.0.attn": "q_norm and k_norm are of different kinds and cannot be tied"
     }
     assert list(report.swapped) == ["blocks.1.attn"]
 
@@ -246,8 +265,8 @@ def test_norms_of_two_kinds_are_left_alone():
     ("model", "options", "error", "reason"),
     [
         ("beit_base_patch16_224", {}, TypeError, "must be a timm VisionTransformer, got Beit"),
-        ("vit_pwee_patch16_reg1_gap_256", {}, ValueError, "ParallelScalingBlock holds no"),
-        ("vit_tiny_patch16_224", {"attn_layer": "diff"}, ValueError, "Block holds no"),
+        ("vit_pwee_patch16_reg1_gap_256", {}, ValueError, "ParallelScalingBlock has no"),
+        ("vit_tiny_patch16_224", {"attn_layer": "diff"}, ValueError, "Block has no"),
         ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}, ValueError, "drops patches"),
     ],
 )
