@@ -270,16 +270,15 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         keys = self._heads(k_proj, key)
         queries = keys if is_self else self._heads(q_proj, query)
         landmarks, landmark_padding = pool_landmarks(self.landmarks, keys, padding)
+        options: dict[str, Any] = {
+            "normalization": self.normalization,
+            "pinv": self.pinv,
+            "key_padding_mask": padding,
+            "landmark_padding_mask": landmark_padding,
+        }
+        values = self._heads(self.v_proj, value)
         attended = softmax_free_attention(
-            queries,
-            keys,
-            self._heads(self.v_proj, value),
-            landmarks,
-            normalization=self.normalization,
-            pinv=self.pinv,
-            key_padding_mask=padding,
-            landmark_padding_mask=landmark_padding,
-            impl=self.impl,
+            queries, keys, values, landmarks, impl=self.impl, **options
         )
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if padding is not None:
@@ -287,15 +286,7 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
             output = output.masked_fill(without_output[..., None], 0)
         weights = None
         if need_weights:
-            factors = attention_factors(
-                queries,
-                keys,
-                landmarks,
-                normalization=self.normalization,
-                pinv=self.pinv,
-                key_padding_mask=padding,
-                landmark_padding_mask=landmark_padding,
-            )
+            factors = attention_factors(queries, keys, landmarks, **options)
             weights = factors.rows(torch.arange(queries.shape[2])).to(output.dtype)
             weights = weights.mean(1) if average_attn_weights else weights
         if not batched:
@@ -365,29 +356,29 @@ def swap_attention(
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     impl: str = "auto",
 ) -> SwapReport:
-    """Puts a ``SoftmaxFreeMultiheadAttention`` in place of each ``nn.MultiheadAttention``.
+    """Replaces each ``nn.MultiheadAttention`` by a ``SoftmaxFreeMultiheadAttention``.
 
-    Projections are carried over as ``SoftmaxFreeMultiheadAttention.from_multihead_attention`` says:
-    queries and keys are tied by the mean of theirs, so the model needs training. What is in an
-    ``nn.TransformerDecoderLayer``, as a rule causal or from one sequence to another, and what
-    cannot be carried over is left alone.
+    Queries and keys are tied by the mean of their projections, see
+    ``SoftmaxFreeMultiheadAttention.from_multihead_attention``, so the model needs training. Modules
+    of an ``nn.TransformerDecoderLayer``, which is usually causal or attends to another sequence,
+    are left alone unless they are named. So are modules that cannot be carried over.
 
     Args:
-        model: what is changed, in place.
-        names: of the modules to swap, all of them by default; those that are named are swapped in
-            decoder layers too.
-        landmarks: a ``LandmarkSampler`` of which each module gets its own copy;
+        model: changed in place.
+        names: names of the modules to swap, all of them by default.
+        landmarks: a ``LandmarkSampler``, of which each module gets a copy;
             ``AvgPoolLandmarks(49)`` by default.
-        normalization: of ``SoftmaxFreeMultiheadAttention``, as are the next two.
-        pinv: see there.
-        impl: see there.
+        normalization: see ``softmax_free_attention``.
+        pinv: see ``softmax_free_attention``.
+        impl: see ``softmax_free_attention``.
 
     Returns:
         What was swapped and what was left alone.
 
     Raises:
-        ValueError: a name is not that of an ``nn.MultiheadAttention``, there is nothing to swap, or
-            a choice is unknown.
+        TypeError: ``landmarks`` is not a sampler.
+        ValueError: a name does not belong to an ``nn.MultiheadAttention``, there is nothing to
+            swap, or a choice is unknown. The model is then unchanged.
     """
     if isinstance(model, nn.MultiheadAttention):
         raise ValueError(
@@ -437,19 +428,19 @@ def _reason_to_leave(
     attention: nn.MultiheadAttention,
     names: Collection[str] | None,
 ) -> str | None:
-    """Why the attention of this name is not to be swapped."""
+    """Why the attention of this name is not swapped, or None where it is."""
     if names is not None and name not in names:
         return "it is not among the names"
     parent = model.get_submodule(name.rpartition(".")[0])
     if names is None and isinstance(parent, nn.TransformerDecoderLayer):
-        return "a decoder's, causal or from one sequence to another; swap it by its name"
+        return "decoders are usually causal or attend to another sequence; swap it by its name"
     return _obstacle(attention)
 
 
 def _obstacle(attention: nn.MultiheadAttention) -> str | None:
-    """Why an attention cannot be carried over."""
+    """Why an attention cannot be carried over, or None where it can."""
     if type(attention) is not nn.MultiheadAttention:
-        return f"{type(attention).__name__} may compute something else than nn.MultiheadAttention"
+        return f"{type(attention).__name__} may compute something other than nn.MultiheadAttention"
     if attention.bias_k is not None:
         return f"add_bias_kv is True: {_NO_ADDED_KEYS}"
     if attention.add_zero_attn:
@@ -469,11 +460,10 @@ def _biases(attention: nn.MultiheadAttention) -> tuple[Tensor | None, ...]:
 
 
 def _without_repetition(query: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Query and key, with None for the key in self-attention."""
+    """Query and key, with None for the key where the two are one tensor."""
     if key is None or not is_one_tensor(query, key):
         return query, key
-    # Reentrant checkpointing detaches each argument: a view can have the gradient that the other
-    # one lacks.
+    # One of two views may be detached: the other one takes the gradient.
     return (query if query.requires_grad else key), None
 
 
