@@ -122,6 +122,7 @@ def test_attention_factors_are_the_weights_of_the_values(name, options, prefix):
     model = vit(name, **options)
     swap_attention(model, landmarks=AvgPoolLandmarks(4))
     attention = model.blocks[0].attn
+    attention.scale *= 2
     seen = []
     attention.register_forward_hook(lambda _, arguments, output: seen.append((*arguments, output)))
     model(images(*model.patch_embed.img_size))
