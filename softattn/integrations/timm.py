@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 
 import torch
 from einops import rearrange
+from timm.models import register_notrace_module
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
@@ -35,6 +36,8 @@ class PatchGrid:
             ValueError: the size changes under activation checkpointing. The backward pass would
                 recompute an earlier image with the grid of the last one.
         """
+        if not isinstance(args[0], Tensor):
+            return  # torch.fx traces the model, and the sizes of its image are symbols
         height, width = args[0].shape[-2:]
         self.sizes = patch_embed.dynamic_feat_size((height, width))  # type: ignore[operator]
         if self.model.grad_checkpointing and torch.is_grad_enabled():
@@ -46,6 +49,7 @@ class PatchGrid:
             self._checkpointed = self.sizes
 
 
+@register_notrace_module
 class SoftmaxFreeViTAttention(nn.Module):
     """Softmax-free self-attention that replaces the ``Attention`` of a timm vision transformer.
 

@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 from support.strategies import normal
+from timm.models import create_feature_extractor
 from timm.models.vision_transformer import Attention
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
@@ -186,6 +188,24 @@ def test_size_set_later():
     model.set_input_size(img_size=(96, 32))
     assert model(images(96, 32)).isfinite().all()
     assert model.blocks[0].attn.grid.sizes == (6, 2)
+
+
+def test_features_by_fx():
+    model = vit()
+    swap_attention(model, landmarks=AvgPoolLandmarks(4))
+    nodes = {"blocks.0": "first", "head": "logits"}
+    features = create_feature_extractor(model, nodes)(images())
+    assert features["first"].shape == (2, 17, 24)
+    torch.testing.assert_close(features["logits"], model(images()), rtol=0, atol=0)
+
+
+def test_layer_decay():
+    model = vit()
+    swap_attention(model, landmarks=ConvLandmarks(8, 2).double())
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    scales = {p: group["lr_scale"] for group in groups for p in group["params"]}
+    for index, block in enumerate(model.blocks):
+        assert {scales[p] for p in block.attn.parameters()} == {0.5 ** (2 - index)}
 
 
 @pytest.mark.parametrize(
