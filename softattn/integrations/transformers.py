@@ -185,11 +185,11 @@ class _SoftmaxFreeAttention:
     ) -> tuple[Tensor, None]:
         """Maps (batch, heads, n, d) to (batch, n, heads, d), in the dtype of ``value``.
 
-        ``attention_mask`` is what ``_padding`` takes. Grouped queries share their keys.
+        ``attention_mask`` is what ``_padding_of`` takes. Grouped queries share their keys.
         """
         _check_causal(module, is_causal)
-        _check(dropout, others)
-        padding = _padding(attention_mask)
+        _check_options(dropout, others)
+        padding = _padding_of(attention_mask)
         landmarks, landmark_padding = pool_landmarks(
             self.landmarks, key, padding, grid=self.grid, num_prefix_tokens=self.num_prefix_tokens
         )
@@ -228,6 +228,8 @@ class _PaddingMask:
     def to(self, *args: Any, **kwargs: Any) -> "_PaddingMask":
         """Follows a model that is spread over devices."""
         return _PaddingMask(self.kept.to(*args, **kwargs))
+
+    # Whatever else a model does to its mask shows that it has a softmax of its own.
 
     @classmethod
     def __torch_function__(cls, *call: object) -> NoReturn:
@@ -285,7 +287,8 @@ def _check_causal(module: nn.Module, is_causal: bool | None) -> None:
     check_causal(is_causal)
 
 
-def _check(dropout: float, others: dict[str, object]) -> None:
+def _check_options(dropout: float, others: dict[str, object]) -> None:
+    """Raises ValueError for an option that would change the output."""
     for name, reason in _REFUSED.items():
         if others.get(name) is not None and others[name] is not False:
             raise ValueError(f"the model asks for {name}, which is not supported: {reason}")
@@ -297,11 +300,11 @@ def _check(dropout: float, others: dict[str, object]) -> None:
         )
 
 
-def _padding(attention_mask: "_PaddingMask | Tensor | None") -> Tensor | None:
+def _padding_of(attention_mask: "_PaddingMask | Tensor | None") -> Tensor | None:
     """(batch, n_k), True at padding.
 
     Raises:
-        ValueError: the mask is none of padding.
+        ValueError: the mask is not a padding mask.
     """
     if attention_mask is None:
         return None
