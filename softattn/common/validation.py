@@ -14,6 +14,10 @@ from softattn.common.precision import autocasts
 
 NORMALIZATIONS = ("none", "landmark", "token")
 IMPLEMENTATIONS = ("auto", "eager", "triton")
+ADVICE_ON_MASKS = (
+    "mask < 0 is True at the padding of an additive mask, mask == 0 at the padding of a mask that "
+    "is 1 at tokens"
+)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -147,8 +151,8 @@ def check_mask(
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(
-            f"{name} must be a bool tensor, True where a token is padding, got {kind}; an additive "
-            "mask becomes one by (mask < 0)"
+            f"{name} must be a bool tensor, True where a token is padding, got {kind}: "
+            f"{ADVICE_ON_MASKS}"
         )
     if tuple(mask.shape) != shape:
         raise ValueError(f"{name} must be (batch, tokens) = {shape}, got shape {tuple(mask.shape)}")

@@ -1,1 +1,1 @@
-"""Softmax-free attention in other libraries' models, each module imported where it is asked for."""
+"""Softmax-free attention in models of other libraries. Import each module by its name."""

@@ -1,4 +1,4 @@
-"""Swapping attention in a model: projections carried over, and the report."""
+"""What the swaps share: projections carried over, and the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class SwapReport:
-    """Which attention was swapped, and which was not; ``print`` writes it out.
+    """Which attention modules were swapped and which were not; ``print`` writes it out.
 
-    swapped: the names of the modules that were swapped, with what was left out of each, or "".
-    left_alone: the names of those that were not, with the reason.
-    notes: what holds for all that were swapped.
+    swapped: the names of the swapped modules; each with the options that it lost, or "".
+    left_alone: the names of the other modules, each with the reason.
+    notes: statements about all swapped modules.
     """
 
     swapped: Mapping[str, str]
@@ -34,7 +34,7 @@ class SwapReport:
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear map with copies of ``weight`` (out, in) and ``bias`` (out,).
 
-    It is trained where they were.
+    A copy is frozen where its original is.
     """
     out_features, in_features = weight.shape
     linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
@@ -45,7 +45,7 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def tied(of_queries: Tensor, of_keys: Tensor) -> Tensor:
-    """What queries and keys share where each had its own: the mean."""
+    """The parameter that queries and keys share: the mean of theirs."""
     return torch.lerp(of_queries, of_keys, 0.5)
 
 

@@ -2,39 +2,38 @@
 
 import copy
 from collections.abc import Callable, Collection
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
+from softattn.common.identity import is_one_tensor
+from softattn.common.padding import padding_of_additive_mask
 from softattn.common.validation import (
-    IMPLEMENTATIONS,
-    NORMALIZATIONS,
     check_causal,
-    check_choice,
     check_floating,
     check_mask,
+    check_operator_choices,
 )
 from softattn.factors import attention_factors
 from softattn.integrations.swap import SwapReport, linear_of, tied
-from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler
-from softattn.landmarks.sampler import pool_landmarks
+from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler, check_sampler, pool_landmarks
 from softattn.pinv import resolve_pinv
 
-_NO_WEIGHTS_TO_DROP = (
-    "dropout acts on attention weights, and these are never in memory one by one; use dropout=0 "
-    "and drop features of the output instead"
+_NO_DROPOUT = (
+    "dropout acts on attention weights, and this attention never forms them; use dropout=0 and "
+    "drop features of the output instead"
 )
-_NO_ADDED_KEYS = "it adds a key that is no token and that no landmark knows"
+_NO_ADDED_KEYS = "it adds a key that is not a token, and landmarks are pooled from tokens alone"
 
 
 class _NoFastPath:
-    """What stands where ``nn.TransformerEncoder`` looks for the weights of its fused softmax path.
+    """Stands where ``nn.TransformerEncoder`` looks for the weights of its fused softmax kernel.
 
-    It takes that path in eval mode past the layers' own forward, unless one of the weights has a
-    ``__torch_function__``.
+    In eval mode it runs that kernel instead of the layer's own attention, unless one of the weights
+    has a ``__torch_function__``.
     """
 
     @classmethod
@@ -45,20 +44,21 @@ class _NoFastPath:
 class SoftmaxFreeMultiheadAttention(nn.Module):
     """Softmax-free attention with the constructor and the forward of ``nn.MultiheadAttention``.
 
-    Keys and queries share one projection, ``qk_proj``, as in SOFT (NeurIPS 2021); where ``kdim``
+    Queries and keys share one projection, ``qk_proj``, as in SOFT (NeurIPS 2021). Where ``kdim``
     differs from ``embed_dim`` there are two, ``q_proj`` and ``k_proj``. Tokens are a sequence; for
     maps and class tokens see ``SoftmaxFreeAttention``.
 
     Args:
         embed_dim: features of a query and of the output.
-        num_heads: heads; they divide ``embed_dim``.
-        dropout: of attention weights, which are never formed: anything but 0 is refused.
+        num_heads: number of heads; it divides ``embed_dim``.
+        dropout: must be 0: the attention weights that it would drop are never formed.
         bias: whether the projections have one.
-        add_bias_kv: refused, as no landmark knows keys that are no tokens.
-        add_zero_attn: refused likewise.
+        add_bias_kv: must be False: landmarks are pooled from tokens alone.
+        add_zero_attn: must be False for the same reason.
         kdim: features of a key, ``embed_dim`` by default.
         vdim: features of a value, ``embed_dim`` by default.
-        batch_first: tensors are (batch, tokens, features), not (tokens, batch, features).
+        batch_first: whether tensors are (batch, tokens, features) instead of (tokens, batch,
+            features).
         device: of the parameters.
         dtype: of the parameters.
         landmarks: a ``LandmarkSampler``; ``AvgPoolLandmarks(49)`` by default.
@@ -68,16 +68,16 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         impl: ``"eager"``, ``"triton"`` or ``"auto"``, see ``softmax_free_attention``.
 
     Raises:
-        TypeError: ``landmarks`` is no sampler.
-        ValueError: sizes do not fit, a choice is unknown, or an option cannot be honoured.
+        TypeError: ``landmarks`` is not a sampler.
+        ValueError: sizes do not fit, a choice is unknown, or an option is not supported.
 
     Examples:
         >>> attention = SoftmaxFreeMultiheadAttention(64, 2, batch_first=True)
         >>> x = torch.randn(1, 10_000, 64)
-        >>> answer, _ = attention(x, x, x, need_weights=False)
+        >>> output, _ = attention(x, x, x, need_weights=False)
     """
 
-    # What nn.TransformerEncoder and its layers ask before they take their fused softmax path.
+    # nn.TransformerEncoder and its layers read these before they run their fused softmax kernel.
     in_proj_weight = in_proj_bias = _NoFastPath()
     _qkv_same_embed_dim = True
 
@@ -107,17 +107,12 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
                 f"got {embed_dim} and {num_heads}"
             )
         if dropout:
-            raise ValueError(f"dropout must be 0, got {dropout}: {_NO_WEIGHTS_TO_DROP}")
+            raise ValueError(f"dropout must be 0, got {dropout}: {_NO_DROPOUT}")
         for name, value in {"add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn}.items():
             if value:
                 raise ValueError(f"{name} must be False: {_NO_ADDED_KEYS}")
-        if landmarks is not None and not isinstance(landmarks, LandmarkSampler):
-            raise TypeError(
-                "landmarks must be a LandmarkSampler such as softattn.AvgPoolLandmarks(49), got "
-                f"{landmarks!r}"
-            )
-        check_choice("normalization", normalization, NORMALIZATIONS)
-        check_choice("impl", impl, IMPLEMENTATIONS)
+        check_sampler(landmarks)
+        check_operator_choices(normalization, impl)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
@@ -150,18 +145,18 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         pinv: str | Callable[[Tensor], Tensor] | None = None,
         impl: str = "auto",
     ) -> Self:
-        """One with the projections of ``attention``.
+        """Makes one with the projections of ``attention``.
 
-        The shared ``qk_proj`` is the mean of those of queries and keys, so that the two agree where
-        these were equal and keys have one norm, and need training elsewhere. Dropout of attention
-        weights is left out.
+        ``qk_proj`` is the mean of the projections of queries and keys. The result equals
+        ``attention``, up to the landmarks' approximation, where these two were equal and all keys
+        have one norm. Elsewhere it needs training. Dropout of attention weights is left out.
 
         Args:
             attention: what to carry over; it is not changed.
-            landmarks: of the constructor, as are the next three; it is used, not copied.
-            normalization: see there.
-            pinv: see there.
-            impl: see there.
+            landmarks: see the constructor; the sampler is used, not copied.
+            normalization: see the constructor.
+            pinv: see the constructor.
+            impl: see the constructor.
 
         Raises:
             ValueError: ``attention`` has ``add_bias_kv`` or ``add_zero_attn``.
@@ -192,10 +187,21 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         own.out_proj = linear_of(attention.out_proj.weight, attention.out_proj.bias)
         return own.train(attention.training)
 
+    def __call__(
+        self, query: Tensor, key: Tensor | None, value: Tensor, *arguments: Any, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Calls ``forward`` with the hooks of the module.
+
+        Self-attention is recognised here, before any hook runs: FSDP's mixed precision and other
+        hooks may replace each argument by a copy of its own.
+        """
+        query, key = _without_repetition(query, key)
+        return super().__call__(query, key, value, *arguments, **options)
+
     def forward(
         self,
         query: Tensor,
-        key: Tensor,
+        key: Tensor | None,
         value: Tensor,
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
@@ -203,41 +209,58 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends from ``query`` to ``key``; the very tensor that is ``query`` is self-attention.
+        """Attends from ``query`` to ``key``.
 
-        ``need_weights`` is True unless told otherwise, as in ``nn.MultiheadAttention``, and writes
-        out what this attention is there to avoid.
+        It is self-attention where ``key`` is None, the tensor ``query`` itself, or a view of the
+        same memory with the same shape and strides; the gradient then reaches whichever of the two
+        has one. Anything else is cross-attention, also a copy of ``query``. Under ``torch.compile``
+        a view counts as a copy.
+
+        ``need_weights`` is True by default, as in ``nn.MultiheadAttention``. It costs n_q × n_k
+        memory; pass False to stay linear in the tokens.
 
         Args:
             query: (batch, n_q, embed_dim), or (n_q, batch, embed_dim) without ``batch_first``, or
                 (n_q, embed_dim) without a batch.
-            key: likewise, n_k tokens of kdim features.
+            key: likewise, n_k tokens of kdim features; None is self-attention.
             value: likewise, n_k tokens of vdim features.
-            key_padding_mask: (batch, n_k), or (n_k,) without a batch: True, or −inf where others
-                are 0, where a token is padding. Padding is never read. A sample that is all
-                padding answers 0, not NaN, and so do padded queries in self-attention.
-            need_weights: return the attention weights too, in O(n_q n_k) time and memory.
-            attn_mask: refused: landmarks stand for many tokens and know no pairs.
-            average_attn_weights: the weights are the mean over the heads.
-            is_causal: refused likewise.
+            key_padding_mask: (batch, n_k), or (n_k,) without a batch. Bool, True at padding; or
+                floating point, 0 at tokens and −1000 or less at padding, such as −inf. Padding is
+                ignored. The output is 0 for a sample that is all padding, and for padded queries in
+                self-attention.
+            need_weights: whether to return the attention weights too.
+            attn_mask: must be None: landmarks stand for many tokens, so pairs of tokens cannot be
+                masked.
+            average_attn_weights: whether to return the mean of the weights over the heads.
+            is_causal: must be False for the same reason.
 
         Returns:
-            The answer in the layout of ``query``; and the weights (batch, n_q, n_k), or (batch,
-            num_heads, n_q, n_k) where they are not averaged, without the batch where there is none,
-            or None. Single weights can be a little below 0, and only those of ``"token"`` sum to 1.
+            The output in the layout of ``query``, and the weights or None. The weights are (batch,
+            n_q, n_k), or (batch, num_heads, n_q, n_k) where they are not averaged, without the
+            batch where there is none. Single weights can be a little below 0. The weights of a
+            query sum to 1 with ``"token"`` only.
 
         Raises:
             TypeError: inputs are not floating point, or the mask is neither bool nor floating.
-            ValueError: shapes do not fit, or an option cannot be honoured.
+            ValueError: shapes do not fit, the mask holds other numbers, or an option is not
+                supported.
+            RuntimeError: the mask holds other numbers in a compiled or exported graph.
         """
         check_causal(is_causal)
         if attn_mask is not None:
             raise ValueError(
-                "attn_mask says of every pair of tokens whether it counts, and landmarks, which "
-                "stand for many tokens, know no pairs; use key_padding_mask for padding"
+                "attn_mask must be None: it masks pairs of tokens, and landmarks stand for many "
+                "tokens; use key_padding_mask for padding"
             )
+        query, key = _without_repetition(query, key)
+        is_self = key is None
+        if is_self and self.kdim != self.embed_dim:
+            raise ValueError(
+                f"key=None is self-attention, which needs kdim={self.embed_dim}, the embed_dim; "
+                f"kdim is {self.kdim}: give a key"
+            )
+        key = query if key is None else key
         self._check(query, key, value)
-        is_self = key is query
         batched = query.ndim == 3
         query, key, value = (self._batch_first(tokens) for tokens in (query, key, value))
         padding = _as_padding(key_padding_mask, key, batched)
@@ -247,37 +270,28 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         keys = self._heads(k_proj, key)
         queries = keys if is_self else self._heads(q_proj, query)
         landmarks, landmark_padding = pool_landmarks(self.landmarks, keys, padding)
+        options: dict[str, Any] = {
+            "normalization": self.normalization,
+            "pinv": self.pinv,
+            "key_padding_mask": padding,
+            "landmark_padding_mask": landmark_padding,
+        }
+        values = self._heads(self.v_proj, value)
         attended = softmax_free_attention(
-            queries,
-            keys,
-            self._heads(self.v_proj, value),
-            landmarks,
-            normalization=self.normalization,
-            pinv=self.pinv,
-            key_padding_mask=padding,
-            landmark_padding_mask=landmark_padding,
-            impl=self.impl,
+            queries, keys, values, landmarks, impl=self.impl, **options
         )
-        answer: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
+        output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if padding is not None:
-            silent = padding if is_self else padding.all(-1, keepdim=True)
-            answer = answer.masked_fill(silent[..., None], 0)
+            without_output = padding if is_self else padding.all(-1, keepdim=True)
+            output = output.masked_fill(without_output[..., None], 0)
         weights = None
         if need_weights:
-            factors = attention_factors(
-                queries,
-                keys,
-                landmarks,
-                normalization=self.normalization,
-                pinv=self.pinv,
-                key_padding_mask=padding,
-                landmark_padding_mask=landmark_padding,
-            )
-            weights = factors.rows(torch.arange(queries.shape[2])).to(answer.dtype)
+            factors = attention_factors(queries, keys, landmarks, **options)
+            weights = factors.rows(torch.arange(queries.shape[2])).to(output.dtype)
             weights = weights.mean(1) if average_attn_weights else weights
         if not batched:
-            return answer[0], None if weights is None else weights[0]
-        return answer if self.batch_first else answer.transpose(0, 1), weights
+            return output[0], None if weights is None else weights[0]
+        return output if self.batch_first else output.transpose(0, 1), weights
 
     def extra_repr(self) -> str:
         """Sizes and choices."""
@@ -342,29 +356,29 @@ def swap_attention(
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     impl: str = "auto",
 ) -> SwapReport:
-    """Puts a ``SoftmaxFreeMultiheadAttention`` in place of each ``nn.MultiheadAttention``.
+    """Replaces each ``nn.MultiheadAttention`` by a ``SoftmaxFreeMultiheadAttention``.
 
-    Projections are carried over as ``SoftmaxFreeMultiheadAttention.from_multihead_attention`` says:
-    queries and keys are tied by the mean of theirs, so the model needs training. What is in an
-    ``nn.TransformerDecoderLayer``, as a rule causal or from one sequence to another, and what
-    cannot be carried over is left alone.
+    Queries and keys are tied by the mean of their projections, see
+    ``SoftmaxFreeMultiheadAttention.from_multihead_attention``, so the model needs training. Modules
+    of an ``nn.TransformerDecoderLayer``, which is usually causal or attends to another sequence,
+    are left alone unless they are named. So are modules that cannot be carried over.
 
     Args:
-        model: what is changed, in place.
-        names: of the modules to swap, all of them by default; those that are named are swapped in
-            decoder layers too.
-        landmarks: a ``LandmarkSampler`` of which each module gets its own copy;
+        model: changed in place.
+        names: names of the modules to swap, all of them by default.
+        landmarks: a ``LandmarkSampler``, of which each module gets a copy;
             ``AvgPoolLandmarks(49)`` by default.
-        normalization: of ``SoftmaxFreeMultiheadAttention``, as are the next two.
-        pinv: see there.
-        impl: see there.
+        normalization: see ``softmax_free_attention``.
+        pinv: see ``softmax_free_attention``.
+        impl: see ``softmax_free_attention``.
 
     Returns:
         What was swapped and what was left alone.
 
     Raises:
-        ValueError: a name is not that of an ``nn.MultiheadAttention``, there is nothing to swap, or
-            a choice is unknown.
+        TypeError: ``landmarks`` is not a sampler.
+        ValueError: a name does not belong to an ``nn.MultiheadAttention``, there is nothing to
+            swap, or a choice is unknown. The model is then unchanged.
     """
     if isinstance(model, nn.MultiheadAttention):
         raise ValueError(
@@ -414,19 +428,19 @@ def _reason_to_leave(
     attention: nn.MultiheadAttention,
     names: Collection[str] | None,
 ) -> str | None:
-    """Why the attention of this name is not to be swapped."""
+    """Why the attention of this name is not swapped, or None where it is."""
     if names is not None and name not in names:
         return "it is not among the names"
     parent = model.get_submodule(name.rpartition(".")[0])
     if names is None and isinstance(parent, nn.TransformerDecoderLayer):
-        return "a decoder's, causal or from one sequence to another; swap it by its name"
+        return "decoders are usually causal or attend to another sequence; swap it by its name"
     return _obstacle(attention)
 
 
 def _obstacle(attention: nn.MultiheadAttention) -> str | None:
-    """Why an attention cannot be carried over."""
+    """Why an attention cannot be carried over, or None where it can."""
     if type(attention) is not nn.MultiheadAttention:
-        return f"{type(attention).__name__} may compute something else than nn.MultiheadAttention"
+        return f"{type(attention).__name__} may compute something other than nn.MultiheadAttention"
     if attention.bias_k is not None:
         return f"add_bias_kv is True: {_NO_ADDED_KEYS}"
     if attention.add_zero_attn:
@@ -445,19 +459,18 @@ def _biases(attention: nn.MultiheadAttention) -> tuple[Tensor | None, ...]:
     return (None, None, None) if bias is None else bias.chunk(3)
 
 
+def _without_repetition(query: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Query and key, with None for the key where the two are one tensor."""
+    if key is None or not is_one_tensor(query, key):
+        return query, key
+    # One of two views may be detached: the other one takes the gradient.
+    return (query if query.requires_grad else key), None
+
+
 def _as_padding(mask: Tensor | None, keys: Tensor, batched: bool) -> Tensor | None:
-    """The mask as bool (batch, n_k), from one that is bool, or −inf at padding and 0 elsewhere."""
-    if mask is None:
-        return None
+    """The mask as bool (batch, n_k), from a bool or an additive one."""
     if isinstance(mask, Tensor) and mask.is_floating_point():
-        padding = mask == -torch.inf
-        # Reading back from the device would break a compiled graph.
-        if not torch.compiler.is_compiling() and not ((mask == 0) | padding).all():
-            raise ValueError(
-                "key_padding_mask must hold 0 and -inf alone where it is floating point: other "
-                "numbers are added to logits, which this attention has not"
-            )
-        mask = padding
+        mask = padding_of_additive_mask("key_padding_mask", mask)
     if isinstance(mask, Tensor) and not batched:
         mask = mask[None]
     check_mask("key_padding_mask", mask, tuple(keys.shape[:2]), keys.device)

@@ -252,9 +252,16 @@ class SoftmaxFreeAttention(nn.Module):
             is_map = not tokens.is_nested and 3 <= tokens.ndim <= 5
             if not is_map or tokens.shape[-1] != self.embed_dim:
                 shape = "a nested tensor" if tokens.is_nested else f"shape {tuple(tokens.shape)}"
+                advice = ""
+                if name == "context" and is_map:
+                    advice = (
+                        "; for a context of another width use softattn.integrations.torch."
+                        f"SoftmaxFreeMultiheadAttention(kdim={tokens.shape[-1]})"
+                    )
                 raise ValueError(
                     f"{name} must be (batch, tokens, {self.embed_dim}) or (batch, *grid, "
                     f"{self.embed_dim}) with two or three grid dimensions, got {shape}"
+                    f"{advice}"
                 )
         source = arrange_tokens(
             x if context is None else context, grid, key_padding_mask, num_prefix_tokens

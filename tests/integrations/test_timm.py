@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 from support.strategies import normal
+from timm.models import create_feature_extractor
 from timm.models.vision_transformer import Attention
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
@@ -117,6 +119,26 @@ def test_attention_is_that_of_the_parts(name, options, prefix):
     torch.testing.assert_close(model.blocks[0].attn(x), expected)
 
 
+@pytest.mark.parametrize(("name", "options", "prefix"), MODELS)
+def test_attention_factors_are_the_weights_of_the_values(name, options, prefix):
+    model = vit(name, **options)
+    swap_attention(model, landmarks=AvgPoolLandmarks(4))
+    attention = model.blocks[0].attn
+    attention.scale *= 2
+    seen = []
+    attention.register_forward_hook(lambda _, arguments, output: seen.append((*arguments, output)))
+    model(images(*model.patch_embed.img_size))
+    ((x, output),) = seen
+    factors = attention.attention_factors(x)
+    n = prefix + 16
+    weights = factors.rows(range(n))
+    assert weights.shape == (2, attention.num_heads, n, n)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    values = attention.v_proj(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    attended = (weights @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention.proj(attention.norm(attended)), output)
+
+
 @pytest.mark.parametrize("options", [{}, {"scale_attn_norm": True}, {"qkv_bias": False}])
 def test_is_the_softmax_model_where_queries_are_keys_of_one_norm(options):
     softmax = tie(vit(class_token=False, global_pool="avg", **options))
@@ -168,10 +190,28 @@ def test_size_set_later():
     assert model.blocks[0].attn.grid.sizes == (6, 2)
 
 
+def test_features_by_fx():
+    model = vit()
+    swap_attention(model, landmarks=AvgPoolLandmarks(4))
+    nodes = {"blocks.0": "first", "head": "logits"}
+    features = create_feature_extractor(model, nodes)(images())
+    assert features["first"].shape == (2, 17, 24)
+    torch.testing.assert_close(features["logits"], model(images()), rtol=0, atol=0)
+
+
+def test_layer_decay():
+    model = vit()
+    swap_attention(model, landmarks=ConvLandmarks(8, 2).double())
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    scales = {p: group["lr_scale"] for group in groups for p in group["params"]}
+    for index, block in enumerate(model.blocks):
+        assert {scales[p] for p in block.attn.parameters()} == {0.5 ** (2 - index)}
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"attn_mask": torch.zeros(17, 17)}, "know no pairs"),
+        ({"attn_mask": torch.zeros(17, 17)}, "masks pairs of tokens"),
         ({"is_causal": True}, "causal attention is not offered"),
     ],
 )
@@ -237,7 +277,7 @@ def test_norms_of_two_kinds_are_left_alone():
     model.blocks[0].attn.k_norm = nn.Identity()
     report = swap_attention(model)
     assert report.left_alone == {
-        "blocks.0.attn": "q_norm and k_norm are not of one kind, and cannot be tied"
+        "blocks.0.attn": "q_norm and k_norm are of different kinds and cannot be tied"
     }
     assert list(report.swapped) == ["blocks.1.attn"]
 
@@ -246,8 +286,8 @@ def test_norms_of_two_kinds_are_left_alone():
     ("model", "options", "error", "reason"),
     [
         ("beit_base_patch16_224", {}, TypeError, "must be a timm VisionTransformer, got Beit"),
-        ("vit_pwee_patch16_reg1_gap_256", {}, ValueError, "ParallelScalingBlock holds no"),
-        ("vit_tiny_patch16_224", {"attn_layer": "diff"}, ValueError, "Block holds no"),
+        ("vit_pwee_patch16_reg1_gap_256", {}, ValueError, "ParallelScalingBlock has no"),
+        ("vit_tiny_patch16_224", {"attn_layer": "diff"}, ValueError, "Block has no"),
         ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}, ValueError, "drops patches"),
     ],
 )

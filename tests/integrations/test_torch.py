@@ -1,12 +1,16 @@
 """SoftmaxFreeMultiheadAttention: the interface of nn.MultiheadAttention, and where it is used."""
 
 import copy
+import functools
 import inspect
 
 import pytest
 import torch
 from support.strategies import NORMALIZATIONS, normal
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 
 from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
 from softattn.integrations.torch import SoftmaxFreeMultiheadAttention, swap_attention
@@ -106,6 +110,167 @@ def test_a_copy_is_cross_attention():
     assert not torch.allclose(myself, another)
 
 
+def differs_from_cross_attention(output: torch.Tensor, x: torch.Tensor, attention) -> None:
+    """Checks that a test of self-attention can fail: the cross form gives another output."""
+    assert not torch.allclose(output, attention(x, x.clone(), x, need_weights=False)[0])
+
+
+def test_no_key_is_self_attention():
+    attention = layer()
+    x = normal(2, 9, 6, seed=0)
+    for mask in (None, padding_of(9, 5, tokens=9)):
+        expected, expected_weights = attention(x, x, x, mask)
+        output, weights = attention(x, None, x, mask)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+    differs_from_cross_attention(attention(x, None, x)[0], x, attention)
+    tokens_first = layer(batch_first=False)
+    swapped = x.transpose(0, 1)
+    torch.testing.assert_close(
+        tokens_first(swapped, None, swapped)[0].transpose(0, 1), attention(x, None, x)[0]
+    )
+
+
+def test_a_view_of_all_of_the_query_is_self_attention():
+    attention = layer()
+    x = normal(2, 9, 6, seed=0)
+    expected = attention(x, x, x)[0]
+    differs_from_cross_attention(expected, x, attention)
+    for view in (x.detach(), x.view_as(x), x.transpose(0, 1).transpose(0, 1), x[:]):
+        torch.testing.assert_close(attention(x, view, x)[0], expected, rtol=0, atol=0)
+    square = normal(6, 6, 6, seed=1)
+    rolled = square.transpose(0, 1)
+    torch.testing.assert_close(
+        attention(square, rolled, rolled)[0],
+        attention(square, rolled.clone(), rolled)[0],
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("detached", ["query", "key"])
+def test_the_gradient_reaches_the_view_that_has_one(detached):
+    attention = layer()
+    x = normal(2, 9, 6, seed=0).requires_grad_()
+    fixed = torch.zeros(2, 9, 6, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(attention(x, x, fixed)[0].sin().sum(), x)
+    views = {"query": x, "key": x} | {detached: x.detach()}
+    (gradient,) = torch.autograd.grad(attention(**views, value=fixed)[0].sin().sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_gradients_are_those_of_the_forward(use_reentrant):
+    attention = layer()
+    x = normal(2, 9, 6, seed=0).requires_grad_()
+
+    def run(call):
+        attention.zero_grad()
+        output, _ = call(x, x, x)
+        (gradient,) = torch.autograd.grad(output.sin().sum(), x)
+        return output, gradient
+
+    expected = run(attention)
+    attention.zero_grad()
+    x.grad = None
+    output, _ = checkpoint(attention, x, x, x, use_reentrant=use_reentrant)
+    output.sin().sum().backward()
+    torch.testing.assert_close(output, expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(x.grad, expected[1])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_vmap_keeps_self_attention(nested):
+    attention = layer()
+    call = functools.partial(attention, need_weights=False)
+    x = normal(2, 3, 9, 6, seed=0)
+    mapped = torch.vmap(lambda q, k, v: call(q, k, v)[0])
+    if nested:
+        mapped = torch.vmap(mapped)
+        x = x[:, :, None]
+    expected = torch.stack([call(each, each, each)[0] for each in x.flatten(0, -4)])
+    torch.testing.assert_close(mapped(x, x, x).flatten(0, -4), expected)
+    differs_from_cross_attention(expected[0], x.flatten(0, -4)[0], attention)
+
+
+def test_vmap_over_another_dimension_is_cross_attention():
+    attention = layer()
+    x = normal(3, 3, 9, 6, seed=0)
+
+    def call(query, key):
+        return attention(query, key, key, need_weights=False)[0]
+
+    output = torch.vmap(call, in_dims=(0, 1))(x, x)
+    expected = [call(x[i], x[:, i].clone()) for i in range(3)]
+    torch.testing.assert_close(output, torch.stack(expected))
+
+
+def test_a_derivative_with_respect_to_the_key_alone_is_that_of_cross_attention():
+    attention = layer()
+    x = normal(2, 9, 6, seed=0)
+
+    def call(key):
+        return attention(x, key, x, need_weights=False)[0].sin().sum()
+
+    other = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(call(other), other)
+    torch.testing.assert_close(torch.func.grad(call)(x), expected)
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_hooks_that_copy_each_argument_keep_self_attention(positional):
+    attention = layer(dtype=torch.float32)
+
+    def cast(_, arguments, options):
+        return tree_map_only(torch.Tensor, torch.Tensor.float, (arguments, options))
+
+    x = normal(2, 9, 6, seed=0)
+    single = x.float()
+    expected = attention(single, single, single)[0]
+    attention.register_forward_pre_hook(cast, prepend=True, with_kwargs=True)
+    output = attention(x, x, x)[0] if positional else attention(query=x, key=x, value=x)[0]
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    differs_from_cross_attention(output, single, attention)
+
+
+@pytest.fixture
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+# nn.Linear returns a view for inputs of three dimensions.
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
+def test_mixed_precision_of_fsdp_keeps_self_attention(one_process):
+    attention = layer(dtype=torch.float32)
+    x = torch.randn(2, 9, 6)
+    half = x.bfloat16()
+    in_half = copy.deepcopy(attention).bfloat16()
+    expected = in_half(half, half, half, need_weights=False)[0]
+    fully_shard(
+        attention,
+        mesh=one_process,
+        mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16),
+    )
+    output = attention(x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    differs_from_cross_attention(output, half, in_half)
+
+
+def test_compiled_and_exported_as_in_eager():
+    attention = layer(dtype=torch.float32)
+    x = torch.randn(2, 9, 6)
+    mask = padding_of(9, 5, tokens=9)
+    arguments = (x, x, x, mask, False)
+    expected, _ = attention(*arguments)
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    exported = torch.export.export(attention, arguments).module()
+    for call in (compiled, exported):
+        torch.testing.assert_close(call(*arguments)[0], expected)
+    torch.testing.assert_close(compiled(x, None, x, mask, False)[0], expected)
+
+
 def test_projections_are_shared_where_keys_have_the_features_of_queries():
     assert {name.split(".")[0] for name in layer(vdim=3).state_dict()} == {
         "qk_proj",
@@ -149,16 +314,41 @@ def test_padding_is_not_read(crossed, sampler):
         assert torch.all(answer[0, mask[0]] == 0)
 
 
-def test_additive_padding_mask():
+@pytest.mark.parametrize("number", [-torch.inf, torch.finfo(torch.float64).min, -1e4])
+def test_additive_padding_mask(number):
     attention = layer()
     x = normal(2, 9, 6, seed=0)
     mask = padding_of(9, 5, tokens=9)
-    additive = torch.zeros(2, 9, dtype=torch.float64).masked_fill(mask, -torch.inf)
+    additive = torch.zeros(2, 9, dtype=torch.float64).masked_fill(mask, number)
     answers = attention(x, x, x, mask), attention(x, x, x, additive)
     for of_bool, of_float in zip(*answers, strict=True):
         torch.testing.assert_close(of_float, of_bool, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"must hold 0 and -inf alone"):
-        attention(x, x, x, additive.masked_fill(mask, -1.0))
+
+
+@pytest.mark.parametrize("number", [-1.0, 1.0])
+def test_a_mask_of_finite_numbers_is_refused(number):
+    x = torch.randn(2, 9, 6)
+    mask = torch.zeros(2, 9).masked_fill(padding_of(9, 5, tokens=9), number)
+    reason = "must be 0 at tokens.*mask < 0 is True at the padding of an additive mask"
+    with pytest.raises(ValueError, match=reason):
+        layer(dtype=torch.float32)(x, x, x, mask)
+
+
+@pytest.mark.parametrize("graph", ["compiled", "exported", "traced by export"])
+def test_a_mask_of_finite_numbers_is_refused_in_a_graph(graph):
+    attention = layer(dtype=torch.float32)
+    x = torch.randn(2, 9, 6)
+    padding = padding_of(9, 5, tokens=9)
+    additive = torch.zeros(2, 9).masked_fill(padding, torch.finfo(torch.float32).min)
+    if graph == "compiled":
+        call = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    else:
+        strict = graph == "traced by export"
+        call = torch.export.export(attention, (x, x, x, additive, False), strict=strict).module()
+    expected = attention(x, x, x, padding, need_weights=False)
+    torch.testing.assert_close(call(x, x, x, additive, False), expected)
+    with pytest.raises(RuntimeError, match="key_padding_mask must be 0 at tokens"):
+        call(x, x, x, torch.zeros(2, 9).masked_fill(padding, -1.0), False)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +371,7 @@ def test_constructor_refuses(options, reason):
 @pytest.mark.parametrize(
     ("shapes", "options", "error", "reason"),
     [
-        ([(2, 9, 6)] * 3, {"attn_mask": torch.zeros(9, 9)}, ValueError, "know no pairs"),
+        ([(2, 9, 6)] * 3, {"attn_mask": torch.zeros(9, 9)}, ValueError, "masks pairs of tokens"),
         ([(2, 9, 6)] * 3, {"is_causal": True}, ValueError, "causal attention is not offered"),
         ([(2, 9, 6), (2, 9, 5), (2, 9, 6)], {}, ValueError, "key must have 6 features"),
         ([(2, 9, 6), (9, 6), (9, 6)], {}, ValueError, "or none of them"),
@@ -197,7 +387,7 @@ def test_constructor_refuses(options, reason):
             [(2, 9, 6)] * 3,
             {"key_padding_mask": torch.zeros(2, 9, dtype=torch.int64)},
             TypeError,
-            "must be a bool tensor",
+            "must be a bool tensor.* mask == 0 at the padding of a mask that is 1 at tokens",
         ),
     ],
 )
@@ -205,6 +395,12 @@ def test_forward_refuses(shapes, options, error, reason):
     inputs = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
     with pytest.raises(error, match=reason):
         layer()(*inputs, **options)
+
+
+def test_no_key_where_keys_have_other_features_is_refused():
+    x = torch.zeros(2, 9, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"key=None.*needs kdim=6.*kdim is 5"):
+        layer(kdim=5)(x, None, x)
 
 
 def test_nested_tensors_are_refused():

@@ -1,16 +1,18 @@
 """Softmax-free attention as an attention implementation of transformers."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from accelerate.utils import send_to_device
 from support.strategies import normal
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softattn import AvgPoolLandmarks, ConvLandmarks, reference
-from softattn.integrations.transformers import register_attention
+from softattn.integrations.transformers import register_attention, set_attention
 
 SIZES = {
     "hidden_size": 16,
@@ -205,12 +207,29 @@ def call(attention_mask=None, is_causal=None, module=None, **options):
     [
         {"is_causal": True},
         {"module": SimpleNamespace(is_causal=True)},
-        {"module": SimpleNamespace()},
     ],
 )
 def test_causal_modules_are_refused(options):
     with pytest.raises(ValueError, match="causal attention is not offered"):
         call(**options)
+
+
+@pytest.mark.parametrize("name", ["LayoutLM", "MarkupLM", "Splinter"])
+def test_a_module_that_does_not_say_whether_it_is_causal(name, monkeypatch):
+    kind = getattr(transformers, f"{name}Model")
+    attention = getattr(inspect.getmodule(kind), f"{name}SelfAttention")
+    model = model_of(getattr(transformers, f"{name}Config")(**WORDS))
+    with pytest.raises(ValueError, match=rf"set {name}SelfAttention.is_causal = False"):
+        model(**words(9, 6))
+    monkeypatch.setattr(attention, "is_causal", False, raising=False)
+    output = model(**words(9, 6)).last_hidden_state
+    alone = model(**words(9)).last_hidden_state
+    torch.testing.assert_close(output[:1], alone)
+    changed = words(9, 6)
+    changed["input_ids"][1, 6:] = 7
+    torch.testing.assert_close(
+        model(**changed).last_hidden_state[1, :6], output[1, :6], rtol=0, atol=0
+    )
 
 
 def test_a_call_says_better_than_its_module_whether_it_is_causal():
@@ -227,13 +246,156 @@ def test_a_call_says_better_than_its_module_whether_it_is_causal():
         ({"s_aux": torch.zeros(3)}, "asks for s_aux"),
         ({"cu_seq_lens_q": torch.tensor([0, 4, 9])}, "asks for cu_seq_lens_q"),
         ({"output_attentions": True}, "see softattn.attention_factors"),
-        ({"attention_mask": torch.zeros(2, 1, 9, 9)}, "must be the padding mask"),
-        ({"attention_mask": torch.ones(2, 9)}, "must be the padding mask"),
+        (
+            {"attention_mask": torch.zeros(2, 1, 9, 9)},
+            "must be the padding mask.*, got torch.float32 of shape",
+        ),
+        ({"attention_mask": torch.ones(2, 9, dtype=torch.bool)}, "must be the padding mask"),
+        ({"attention_mask": torch.full((2, 1, 1, 9), -1.0)}, "must be 0 at tokens"),
+        ({"attention_mask": {"full": None}}, "must be the padding mask.*, got dict"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(options, reason):
     with pytest.raises(ValueError, match=reason):
         call(**options)
+
+
+def called(monkeypatch) -> list[torch.nn.Module]:
+    """Collects the modules that call the implementation "softattn"."""
+    modules = []
+    attention = ALL_ATTENTION_FUNCTIONS["softattn"]
+
+    def note(self, module, *arguments, **options):
+        modules.append(module)
+        return original(self, module, *arguments, **options)
+
+    original = type(attention).__call__
+    monkeypatch.setattr(type(attention), "__call__", note)
+    return modules
+
+
+@pytest.mark.parametrize(
+    ("config", "inputs"),
+    [
+        (bert(), words(9, 6)),
+        (transformers.ViTConfig(**PICTURES), {"pixel_values": normal(2, 3, 32, 32, seed=0)}),
+    ],
+    ids=["bert", "vit"],
+)
+def test_set_attention_names_the_modules_that_use_it(config, inputs, monkeypatch):
+    model = model_of(config, "sdpa")
+    modules = called(monkeypatch)
+    report = set_attention(model)
+    model(**inputs)
+    assert [model.get_submodule(path) for path in report.swapped] == modules
+    assert not report.left_alone
+    assert "a saved model does not keep it" in str(report)
+
+
+NEVER_ASK = [
+    transformers.DebertaV2Config(**WORDS),
+    transformers.FNetConfig(**WORDS, tpu_short_seq_length=9),
+    transformers.WavLMConfig(**SIZES, conv_dim=(8,), conv_stride=(2,), conv_kernel=(2,)),
+    transformers.XLMConfig(emb_dim=16, n_layers=1, n_heads=2, n_words=50),
+    transformers.MPNetConfig(**WORDS),
+    transformers.RoFormerConfig(**WORDS),
+]
+
+
+@pytest.mark.parametrize("config", NEVER_ASK, ids=lambda config: config.model_type)
+def test_set_attention_refuses_models_that_do_not_ask_for_it(config):
+    model = AutoModel.from_config(config)
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match=f"{type(model).__name__} does not ask for its attn_impl"):
+        set_attention(model)
+    assert model.config._attn_implementation == before
+
+
+def test_set_attention_reports_submodels_that_do_not_ask_for_it():
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        transformers.ViTConfig(**PICTURES), transformers.MPNetConfig(**WORDS)
+    )
+    model = AutoModel.from_config(config)
+    report = set_attention(model)
+    assert all(path.startswith("vision_model") for path in report.swapped)
+    assert len(report.swapped) == 2
+    assert report.left_alone == {
+        "text_model": "its attention does not ask for an attn_implementation"
+    }
+    assert model.vision_model.config._attn_implementation == "softattn"
+    assert model.text_model.config._attn_implementation == "eager"
+
+
+def test_set_attention_wants_a_registered_name():
+    with pytest.raises(ValueError, match=r"not registered; call register_attention\('sdpa'\)"):
+        set_attention(model_of(bert()), "sdpa")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MPNetConfig(**WORDS),
+        transformers.RemBertConfig(**WORDS, bos_token_id=1, eos_token_id=2),
+        transformers.RoFormerConfig(**WORDS),
+        transformers.BigBirdConfig(**WORDS, attention_type="original_full"),
+        transformers.MegatronBertConfig(**WORDS),
+        transformers.ConvBertConfig(**WORDS),
+        transformers.SqueezeBertConfig(**WORDS, embedding_size=16),
+        transformers.NystromformerConfig(**WORDS),
+        transformers.IBertConfig(**WORDS),
+        transformers.LongformerConfig(**WORDS, attention_window=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_softmax_does_not_take_the_mask(config):
+    model = AutoModel.from_config(config, attn_implementation="softattn").eval()
+    with pytest.raises((TypeError, AttributeError), match="this is softattn's padding mask"):
+        model(**words(9, 6))
+
+
+def test_the_mask_follows_a_model_over_devices(monkeypatch):
+    model = model_of(bert())
+    masks = []
+    for layer in model.encoder.layer:
+        layer.register_forward_pre_hook(
+            lambda _, arguments, options: masks.append(
+                send_to_device([*arguments, options], "meta")[1]
+            ),
+            with_kwargs=True,
+        )
+    model(**words(9, 6))
+    assert [mask.kept.device.type for mask in masks] == ["meta", "meta"]
+
+
+# The name that all versions since 5.0 have.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_gradient_checkpointing_and_compilation():
+    model = model_of(bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    inputs = words(9, 6)
+
+    def run(call):
+        model.zero_grad()
+        output = call(**inputs).last_hidden_state
+        output.square().sum().backward()
+        return output, *(p.grad.clone() for p in model.encoder.parameters())
+
+    expected = run(model)
+    compiled = run(torch.compile(model, backend="eager", fullgraph=True))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for results in (compiled, run(model)):
+        for result, value in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, value)
+
+
+def test_a_saved_model_needs_the_name_again(tmp_path):
+    model, inputs = model_of(bert()), words(9, 6)
+    model.save_pretrained(tmp_path)
+    default = AutoModel.from_pretrained(tmp_path, dtype=torch.float64)
+    assert default.config._attn_implementation == "sdpa"
+    again = AutoModel.from_pretrained(tmp_path, attn_implementation="softattn", dtype=torch.float64)
+    torch.testing.assert_close(
+        again(**inputs).last_hidden_state, model(**inputs).last_hidden_state, rtol=0, atol=0
+    )
 
 
 def test_what_is_not_asked_for_is_no_obstacle():
@@ -248,8 +410,8 @@ def test_dropout_of_a_model_in_training_is_refused():
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
-        ({"name": "sdpa"}, ValueError, "another implementation's"),
-        ({"name": "eager"}, ValueError, "another implementation's"),
+        ({"name": "sdpa"}, ValueError, "belongs to another implementation"),
+        ({"name": "eager"}, ValueError, "belongs to another implementation"),
         ({"landmarks": 49}, TypeError, "must be a LandmarkSampler"),
         ({"landmarks": ConvLandmarks(4, 2)}, ValueError, "must have no parameters"),
         ({"normalization": "softmax"}, ValueError, "normalization must be one of"),
