@@ -13,6 +13,7 @@ from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import promoted_under_autocast, without_autocast
 from softattn.common.quotient import floored, restored_diagonal
 from softattn.common.validation import NORMALIZATIONS, check_attention, check_choice, check_scale
+from softattn.eager import gram
 from softattn.pinv import resolve_pinv
 
 
@@ -20,7 +21,8 @@ from softattn.pinv import resolve_pinv
 class AttentionFactors:
     """The n_q × n_k attention matrix (P_q M P_kᵀ + diag(c)) / D of one call, in its factors.
 
-    query_side: P_q, (batch, heads, n_q, m).
+    query_side: P_q, (batch, heads, n_q, m); for ``"token"`` in cross-attention each row is divided
+        by its largest entry, and so is that of D.
     middle: M, (batch, heads, m, m): A⁺, or D^−½ A⁺ D^−½ for ``"landmark"``.
     key_side: P_k, (batch, heads, n_k, m).
     diagonal: c of ``"token"`` in self-attention, (batch, heads, n), else None.
@@ -130,15 +132,19 @@ def attention_factors(
             landmark_padding_mask=landmark_padding_mask,
         )
         key_side = blank_padding(EAGER.gram(keys, landmarks, scale), key_padding_mask)
-        query_side = key_side if key is None else EAGER.gram(query, landmarks, scale)
         if normalization != "token":
+            query_side = key_side if key is None else EAGER.gram(query, landmarks, scale)
             return AttentionFactors(query_side, middle, key_side)
-        through = query_side @ middle
-        denominator = (through @ key_side.sum(2)[..., None])[..., 0]
+        z = middle @ key_side.sum(2).unsqueeze(-1)
         diagonal = None
         if key is None:
-            diagonal = restored_diagonal((through * key_side).sum(-1))
+            query_side = key_side
+            diagonal = restored_diagonal(((key_side @ middle) * key_side).sum(-1))
             if key_padding_mask is not None:
                 diagonal = diagonal.masked_fill(key_padding_mask[:, None], 0)
-            denominator = denominator + diagonal
-    return AttentionFactors(query_side, middle, key_side, diagonal, floored(denominator))
+        else:
+            query_side = gram(query, landmarks, scale, shifted=True)
+        denominator, terms = (query_side @ torch.cat([z, z.abs()], -1)).unbind(-1)
+        if diagonal is not None:
+            denominator, terms = denominator + diagonal, terms + diagonal
+    return AttentionFactors(query_side, middle, key_side, diagonal, floored(denominator, terms))

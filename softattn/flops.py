@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from softattn import triton  # noqa: F401
-from softattn.eager import product  # noqa: F401, they define the operators
+from softattn import (
+    eager,  # noqa: F401, they define the operators
+    triton,  # noqa: F401
+)
 
 Shape = Sequence[int]
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from softattn.eager import attention as eager
-from softattn.eager.gram import gram
+from softattn import eager
 from softattn.triton import backend as triton
 
 
@@ -26,5 +25,5 @@ class Backend:
     gaussian_attention: Callable[..., Tensor]
 
 
-EAGER = Backend(gram, eager.landmark_attention, eager.gaussian_attention)
+EAGER = Backend(eager.gram, eager.landmark_attention, eager.gaussian_attention)
 TRITON = Backend(triton.gram, triton.landmark_attention, triton.gaussian_attention)

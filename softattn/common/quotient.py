@@ -1,8 +1,16 @@
-"""The quotient of ``normalization="token"``: its diagonal and its denominator."""
+"""The quotient of ``normalization="token"``: its diagonal and its denominator.
 
+A row's weights do not change when all its terms are multiplied by one number, and neither does the
+floor below, which is a share of the row's terms.
+"""
+
+import torch
 from torch import Tensor
 
-# Smaller denominators are replaced by this.
+# The smallest denominator, as a share of the sum of the absolute terms of the row.
+FLOOR = 0.1
+
+# What the Triton kernels still use: the smallest denominator itself.
 DENOMINATOR_FLOOR = 1e-3
 
 
@@ -14,6 +22,15 @@ def restored_diagonal(approximated: Tensor) -> Tensor:
     return (1 - approximated).clamp(0, 1)
 
 
-def floored(denominator: Tensor) -> Tensor:
-    """The denominator, at least ``DENOMINATOR_FLOOR``."""
-    return denominator.clamp(min=DENOMINATOR_FLOOR)
+def floored(denominator: Tensor, terms: Tensor) -> Tensor:
+    """The denominator, at least ``FLOOR`` times the sum of its absolute terms.
+
+    The approximated row sum can pass through 0 where queries, keys and landmarks are far apart.
+    Where all terms underflow, it is 1: the numerator has underflowed too, and the output is 0.
+    """
+    return torch.where(terms > underflow(terms.dtype), torch.maximum(denominator, FLOOR * terms), 1)
+
+
+def underflow(dtype: torch.dtype) -> float:
+    """Sums of terms up to this number count as 0, so that their inverse is finite."""
+    return 1e8 * torch.finfo(dtype).tiny

@@ -104,6 +104,15 @@ class Tiles:
         return term.new_empty(*term.shape[:-2], tokens, term.shape[-1])
 
 
+def token_slices(tokens: int, columns: int, batch: int) -> list[slice]:
+    """Runs of tokens that fill a tile of so many columns, over all batch items and heads."""
+    if is_exported():
+        # An exported graph has no loop whose length depends on a size.
+        return [slice(None)]
+    size = max(_LEAST_LONG_SIDE, _TILE_ELEMENTS // max(batch * columns, 1))
+    return _slices(tokens, size)
+
+
 def _slices(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(length, 1), max(size, 1))]
 

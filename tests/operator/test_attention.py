@@ -163,11 +163,13 @@ def test_copy_of_the_queries_as_keys_is_cross_attention(normalization):
         torch.testing.assert_close(copied, attend(None), **ROUNDING)
 
 
-def test_query_far_from_every_landmark_answers_something_finite():
-    query = torch.full((1, 1, 1, 4), 1e3)
-    key, value = torch.randn(1, 1, 8, 4), torch.randn(1, 1, 8, 2)
-    answer = softmax_free_attention(query, key, value, key[:, :, :3].clone(), normalization="token")
-    torch.testing.assert_close(answer, torch.zeros(1, 1, 1, 2))
+@pytest.mark.parametrize("distance", [1.0, 30.0, 1e3])
+def test_query_far_from_every_landmark_does_not_fade(distance):
+    query = torch.full((1, 1, 1, 4), distance)
+    key = torch.randn(1, 1, 8, 4)
+    landmarks, ones = key[:, :, :3].clone(), torch.ones(1, 1, 8, 2)
+    output = softmax_free_attention(query, key, ones, landmarks, normalization="token")
+    torch.testing.assert_close(output, torch.ones(1, 1, 1, 2))
 
 
 @given(problem=problems(), data=st.data())

@@ -11,7 +11,7 @@ from softattn.eager import tiles as streaming
 N, M, D = 2**16, 64, 8
 
 
-LINEAR = N * (D + 1)
+LINEAR = N * (D + 2)  # numerators, denominators and their absolute terms
 ALLOWED = max(LINEAR, streaming._TILE_ELEMENTS)
 
 

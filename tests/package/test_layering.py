@@ -23,7 +23,7 @@ ALLOWED = {
     "pinv": {"backends", "common", "triton"},
     "gaussian": {"backends", "common"},
     "attention": {"backends", "common", "pinv"},
-    "factors": {"backends", "common", "pinv"},
+    "factors": {"backends", "common", "eager", "pinv"},
     "layer": {"attention", "common", "factors", "landmarks", "pinv"},
     "integrations": {"attention", "common", "factors", "landmarks", "layer", "pinv"},
     "plots": {"common", "factors"},

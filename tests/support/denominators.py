@@ -1,13 +1,13 @@
 """Where the quotient of ``"token"`` divides by its floor, which the oracle does not have."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from softattn import reference
 
+# What the Triton kernels still use.
 TOKEN_FLOOR = 1e-3
+SHARE = 0.1
 
 
 def denominators_stay_off_the_floor(problem) -> bool:
@@ -16,17 +16,19 @@ def denominators_stay_off_the_floor(problem) -> bool:
         return True
     if problem.keys.shape[2] == 0:
         return False
-    sums = replace(problem, value=torch.ones_like(problem.value[..., :1]), normalization="none")
-    approximate = sums.to(torch.float64).truth()
-    if problem.key is None:
-        diagonal = nystroem_diagonal(problem)
-        approximate = approximate + 1 - diagonal
-    return bool((approximate > 2 * TOKEN_FLOOR).all())
+    denominator, terms = denominator_and_terms(problem)
+    return bool(((denominator > 2 * TOKEN_FLOOR) & (denominator > 2 * SHARE * terms)).all())
 
 
-def nystroem_diagonal(problem) -> Tensor:
+def denominator_and_terms(problem) -> tuple[Tensor, Tensor]:
+    """The row sums of the approximated weights, and the sums of their absolute terms."""
     wide = problem.to(torch.float64)
     p = reference.gaussian_kernel(wide.query, wide.landmarks, wide.scale)
+    p_k = reference.gaussian_kernel(wide.keys, wide.landmarks, wide.scale)
     a = reference.gaussian_kernel(wide.landmarks, wide.landmarks, wide.scale)
     inverse = torch.linalg.inv(a + 0.01 * torch.eye(a.shape[-1], dtype=a.dtype))
-    return ((p @ inverse) * p).sum(-1, keepdim=True)
+    z = inverse @ p_k.sum(2).unsqueeze(-1)
+    diagonal = 0.0
+    if problem.key is None:
+        diagonal = 1 - ((p @ inverse) * p).sum(-1, keepdim=True)
+    return p @ z + diagonal, p @ z.abs() + diagonal

@@ -1,44 +1,10 @@
-"""Softmax-free and exact Gaussian attention in PyTorch operations, on any device."""
+"""Exact Gaussian attention, tile by tile."""
 
 import torch
 from torch import Tensor
 
 from softattn.common.padding import blank_padding, gather_padding
-from softattn.common.quotient import floored, restored_diagonal
 from softattn.eager.product import gaussian_product, nearest_key_shift
-
-
-def landmark_attention(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
-    landmarks: Tensor,
-    middle: Tensor,
-    *,
-    normalization: str,
-    scale: float,
-    key_padding_mask: Tensor | None,
-) -> Tensor:
-    """See ``Backend.landmark_attention``."""
-    is_self = key is None
-    query, key, value = _without_padding(query, key, value, key_padding_mask)
-    if normalization != "token":
-        sums, _ = gaussian_product(landmarks, key, value, scale=scale)
-        output, _ = gaussian_product(query, landmarks, middle @ sums, scale=scale)
-    else:
-        # 1. S = P_kᵀ V and u = P_kᵀ 1 beside it.
-        value_and_one = _with_ones(value, key_padding_mask)
-        sums, _ = gaussian_product(landmarks, key, value_and_one, scale=scale)
-        # 2. P_q M S and P_q M u, and in self-attention P_i M P_iᵀ.
-        output, approximated = gaussian_product(
-            query, landmarks, middle @ sums, scale=scale, form=middle if is_self else None
-        )
-        # 3. The exact diagonal and the quotient.
-        if approximated is not None:
-            output = torch.addcmul(output, restored_diagonal(approximated), value_and_one)
-        output = output[..., :-1] / floored(output[..., -1:])
-    output = output.to(value.dtype)
-    return blank_padding(output, key_padding_mask) if is_self else output
 
 
 def gaussian_attention(

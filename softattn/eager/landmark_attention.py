@@ -1,0 +1,508 @@
+"""Attention through landmarks in two passes over the tokens, forward and backward.
+
+P = k(X, L) is computed tile by tile. The first pass keeps tiles for the second one up to a fixed
+budget; the others are computed again. With R = [M S, |z|], z the last column of M S:
+
+    forward    1. S = P_kᵀ [wV, w]
+               2. [N, D, T] = P_q R + c [wV, w, w],   O = N / max(D, FLOOR · T)
+    backward   1. dR = P_qᵀ [dN, dD, dT],   dM = −P_qᵀ diag(dc) P_q
+               2. dP = [dN, dD, dT] Rᵀ − dc P (M + Mᵀ) + [wV, w] dSᵀ,   E = −s P ∘ dP,
+                  dX = rowsum(E) X − E L,   dL = colsum(E) L − Eᵀ X,   d[wV, w] = c [dN, dD] + P dS
+
+Here c = 1 − P_i M P_iᵀ in self-attention, and 0 in cross-attention, where each row of P_q is
+divided by its largest entry. Without a quotient, O = N = P_q M S and S = P_kᵀ V.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from softattn.common.centering import median_token
+from softattn.common.compiler import apply, is_compiled
+from softattn.common.padding import blank_padding, gather_padding
+from softattn.common.precision import compute_dtype, without_autocast
+from softattn.common.quotient import FLOOR, floored, restored_diagonal, underflow
+from softattn.eager.product import gaussian_product, nearest_key_shift
+from softattn.eager.tiles import token_slices
+
+# Bytes of the tiles of P that the first pass keeps for the second one.
+_KEPT_BYTES = 2**26
+
+# The arguments that have a gradient come first: query, key, value, landmarks, middle and weights.
+_INPUTS = 6
+
+
+def landmark_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    *,
+    normalization: str,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """See ``Backend.landmark_attention``."""
+    weights = None
+    tensors = (query, key, value, landmarks, middle, weights, key_padding_mask)
+    output, _ = apply(_LandmarkAttention, *tensors, scale, normalization == "token")
+    return output
+
+
+class _LandmarkAttention(torch.autograd.Function):
+    """O, and S for the gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor,
+        landmarks: Tensor,
+        middle: Tensor,
+        weights: Tensor | None,
+        padding: Tensor | None,
+        scale: float,
+        quotient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        compute = _forward_operator if is_compiled() else _forward
+        return compute(query, key, value, landmarks, middle, weights, padding, scale, quotient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.scale, ctx.quotient = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, output, sums = ctx.saved_tensors
+        arguments: list[Any] = [*tensors, ctx.scale, ctx.quotient]
+        if torch.is_grad_enabled() and not is_compiled():
+            return *_gradients_by_products(arguments, grad), None, None, None
+        compute = _gradients_operator if is_compiled() else _gradients
+        needed = [bool(need) for need in ctx.needs_input_grad[:_INPUTS]]
+        gradients = compute(*arguments, grad, output, sums, needed)
+        return (
+            *(g if need else None for g, need in zip(gradients, needed, strict=True)),
+            None,
+            None,
+            None,
+        )
+
+
+class _Landmarks:
+    """The landmarks of a call, and tiles of P = k(X, L) from the three products of a distance.
+
+    The kernel does not change when all tokens move, but its exponents lose fewer digits near the
+    origin: the median of some landmarks, which outliers do not move, is taken off both sides.
+    """
+
+    def __init__(self, landmarks: Tensor, scale: float, dtype: torch.dtype) -> None:
+        self.half = scale / 2
+        self.dtype = dtype
+        self.center = median_token(landmarks).to(dtype)
+        self.points = landmarks.to(dtype) - self.center
+        self.scaled = (scale * self.points).mT
+        self.half_norms = self.half * self.points.square().sum(-1).unsqueeze(-2)
+
+    def centred(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., t, d) near the origin, in the dtype of the arithmetic."""
+        return tokens.to(self.dtype) - self.center
+
+    def kernel(self, centred: Tensor, *, shifted: bool) -> Tensor:
+        """P, (..., t, m); ``shifted``: with each row divided by its largest entry."""
+        exponent = centred @ self.scaled
+        exponent.sub_(self.half_norms)
+        if shifted:
+            # What a row has in common, its own norm, drops out.
+            return exponent.sub_(exponent.amax(-1, keepdim=True)).exp_()
+        exponent.sub_(self.half * centred.square().sum(-1, keepdim=True))
+        return exponent.clamp_max_(0).exp_()
+
+
+class _Cotangents(NamedTuple):
+    """What the first backward pass leaves for the second one, for a tile of queries.
+
+    rows: [dN, dD, dT], or dO without a quotient.
+    own: c [dN, dD + dT], the diagonal's share of d[wV, w], or None.
+    diagonal: dc, or None.
+    """
+
+    rows: Tensor
+    own: Tensor | None = None
+    diagonal: Tensor | None = None
+
+
+class _Passes:
+    """The passes over the tokens of one call."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor,
+        landmarks: Tensor,
+        middle: Tensor,
+        weights: Tensor | None,
+        padding: Tensor | None,
+        scale: float,
+        quotient: bool,
+    ) -> None:
+        dtype = compute_dtype(query, value, landmarks, middle)
+        self.query, self.value, self.weights = query, value, weights
+        self.key = query if key is None else key
+        self.is_self, self.quotient, self.scale = key is None, quotient, scale
+        self.padding = None if padding is None else padding[:, None, :, None]
+        self.landmarks = _Landmarks(landmarks, scale, dtype)
+        self.middle = middle.to(dtype)
+        columns = landmarks.shape[-2] + value.shape[-1] + 2
+        sizes = columns, query.shape[:-2].numel()
+        self.query_tiles = token_slices(query.shape[-2], *sizes)
+        self.key_tiles = token_slices(self.key.shape[-2], *sizes)
+        self._kept: dict[int | None, Tensor] = {}
+        self._room = _KEPT_BYTES
+
+    def sums(self) -> Tensor:
+        """S = P_kᵀ [wV, w], or P_kᵀ V without a quotient: (..., m, columns)."""
+        sums = _Sum()
+        for tile in self.key_tiles:
+            p = self._rows_of_queries(tile, keep=True) if self.is_self else self._rows_of_keys(tile)
+            sums.add(p.mT @ self._values(tile))
+        return sums.total
+
+    def output(self, sums: Tensor) -> Tensor:
+        """O, (..., n_q, d_v), in the dtype of V."""
+        factors = self._factors(sums)
+        output = _Rows(self.query)
+        for tile in self.query_tiles:
+            p = self._rows_of_queries(tile)
+            if self.quotient:
+                terms, _ = self._terms(tile, p, factors)
+                rows = terms[..., :-2] / floored(terms[..., -2:-1], terms[..., -1:])
+            else:
+                rows = p @ factors
+            output.put(tile, self._without_padded_queries(tile, rows.to(self.value.dtype)))
+        return output.total
+
+    def gradients(
+        self, grad: Tensor, output: Tensor, sums: Tensor, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """dQ, dK, dV, dL, dM and dw, None where it is not ``needed``."""
+        factors = self._factors(sums)
+        cotangents, of_factors, of_middle = self._first_backward_pass(grad, output, factors)
+        if self.quotient:
+            of_factors, of_absolute = of_factors[..., :-1], of_factors[..., -1:]
+            of_factors[..., -1:].add_(factors[..., -2:-1].sign() * of_absolute)
+        of_middle.add(of_factors @ sums.mT)
+        of_sums = self.middle.mT @ of_factors
+
+        symmetric = self.middle + self.middle.mT
+        of_query, of_key, of_value, of_weights = map(_Rows, (self.query, *[self.key] * 3))
+        of_landmarks = _Sum()
+        values_needed, tokens_needed = needed[2] or needed[5], any(needed[i] for i in (0, 1, 3))
+        for tile, cotangent in zip(self.query_tiles, cotangents, strict=True):
+            p = self._rows_of_queries(tile)
+            if self.is_self and values_needed:
+                self._put_value_gradients(tile, p @ of_sums, cotangent.own, of_value, of_weights)
+            if tokens_needed:
+                of_p = cotangent.rows @ factors.mT
+                if cotangent.diagonal is not None:
+                    of_p.sub_(cotangent.diagonal * (p @ symmetric))
+                if self.is_self:
+                    of_p.add_(self._values(tile) @ of_sums.mT)
+                of_query.put(
+                    tile, self._token_gradients(self._queries(tile), p, of_p, of_landmarks)
+                )
+        for tile in [] if self.is_self else self.key_tiles:
+            p = self._rows_of_keys(tile)
+            if values_needed:
+                self._put_value_gradients(tile, p @ of_sums, None, of_value, of_weights)
+            if tokens_needed:
+                of_p = self._values(tile) @ of_sums.mT
+                of_key.put(tile, self._token_gradients(self._keys(tile), p, of_p, of_landmarks))
+        found: tuple[Any, ...]
+        found = (of_query, of_key, of_value, of_landmarks, of_middle, of_weights)
+        return [each.total if need else None for each, need in zip(found, needed, strict=True)]
+
+    def _first_backward_pass(
+        self, grad: Tensor, output: Tensor, factors: Tensor
+    ) -> tuple[list[_Cotangents], Tensor, "_Sum"]:
+        """The cotangents of each tile, dR, and the diagonal's share of dM."""
+        cotangents, of_factors, of_middle = [], _Sum(), _Sum()
+        for tile in self.query_tiles:
+            p = self._rows_of_queries(tile, keep=True)
+            of_rows = self._without_padded_queries(tile, grad[..., tile, :].to(p.dtype))
+            found = _Cotangents(of_rows)
+            if self.quotient:
+                found = self._quotient_gradient(tile, p, factors, of_rows, output[..., tile, :])
+            cotangents.append(found)
+            of_factors.add(p.mT @ found.rows)
+            if found.diagonal is not None:
+                of_middle.add(p.mT @ (-found.diagonal * p))
+        return cotangents, of_factors.total, of_middle
+
+    def _quotient_gradient(
+        self, tile: slice, p: Tensor, factors: Tensor, of_output: Tensor, output: Tensor
+    ) -> _Cotangents:
+        """The gradient of [N, D, T] → N / max(D, FLOOR · T), and of the diagonal in them."""
+        sums, approximated = self._terms(tile, p, factors[..., -2:])
+        denominator, terms = sums[..., :1], sums[..., 1:]
+        of_numerator = of_output / floored(denominator, terms)
+        of_divisor = -(of_numerator * output).sum(-1, keepdim=True)
+        of_divisor = of_divisor.masked_fill(terms <= underflow(terms.dtype), 0)
+        at_floor = denominator < FLOOR * terms
+        of_denominator = of_divisor.masked_fill(at_floor, 0)
+        of_terms = FLOOR * of_divisor.masked_fill(~at_floor, 0)
+        rows = torch.cat([of_numerator, of_denominator, of_terms], -1)
+        if approximated is None:
+            return _Cotangents(rows)
+        of_values = torch.cat([of_numerator, of_denominator + of_terms], -1)
+        of_diagonal = (of_values * self._values(tile)).sum(-1, keepdim=True)
+        clamped = (approximated < 0) | (approximated > 1)
+        own = restored_diagonal(approximated) * of_values
+        return _Cotangents(rows, own, of_diagonal.masked_fill(clamped, 0))
+
+    def _terms(self, tile: slice, p: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last columns of [N, D, T] that belong to ``factors``, and P_i M P_iᵀ or None."""
+        if not self.is_self:
+            return p @ factors, None
+        columns = factors.shape[-1]
+        products = p @ torch.cat([factors, self.middle], -1)
+        approximated = (products[..., columns:] * p).sum(-1, keepdim=True)
+        values = self._values(tile)
+        own = torch.cat([values, values[..., -1:]], -1)[..., -columns:]
+        terms = torch.addcmul(products[..., :columns], restored_diagonal(approximated), own)
+        return terms, approximated
+
+    def _token_gradients(self, x: Tensor, p: Tensor, of_p: Tensor, of_landmarks: "_Sum") -> Tensor:
+        """The gradient in centred tokens, through their rows of P; adds to that in L."""
+        e = of_p.mul_(p).mul_(-self.scale)
+        points = self.landmarks.points
+        of_landmarks.add(e.sum(-2).unsqueeze(-1) * points - e.mT @ x)
+        return e.sum(-1, keepdim=True) * x - e @ points
+
+    def _put_value_gradients(
+        self, tile: slice, of_values: Tensor, own: Tensor | None, value: "_Rows", weights: "_Rows"
+    ) -> None:
+        """Takes d[wV, w], or dV without a quotient, to V and w."""
+        if own is not None:
+            of_values = of_values + own
+        if not self.quotient:
+            value.put(tile, self._without_padded_keys(tile, of_values))
+            return
+        of_weighted, of_ones = of_values[..., :-1], of_values[..., -1:]
+        plain = self._without_padded_keys(tile, self.value[..., tile, :].to(of_values.dtype))
+        of_weights = (of_weighted * plain).sum(-1, keepdim=True) + of_ones
+        weights.put(tile, self._without_padded_keys(tile, of_weights))
+        if self.weights is not None:
+            of_weighted = of_weighted * self.weights[..., tile, :]
+        value.put(tile, self._without_padded_keys(tile, of_weighted))
+
+    def _factors(self, sums: Tensor) -> Tensor:
+        """R = [M S, |z|], or M S without a quotient."""
+        product = self.middle @ sums
+        return torch.cat([product, product[..., -1:].abs()], -1) if self.quotient else product
+
+    def _values(self, tile: slice) -> Tensor:
+        """[wV, w], or V without a quotient, 0 for padding."""
+        values = self.value[..., tile, :].to(self.middle.dtype)
+        if self.quotient:
+            values = torch.cat([values, torch.ones_like(values[..., :1])], -1)
+            if self.weights is not None:
+                values = values * self.weights[..., tile, :]
+        return self._without_padded_keys(tile, values)
+
+    def _keys(self, tile: slice) -> Tensor:
+        """The keys of a tile, centred, 0 for padding."""
+        return self._without_padded_keys(tile, self.landmarks.centred(self.key[..., tile, :]))
+
+    def _queries(self, tile: slice) -> Tensor:
+        """The queries of a tile, centred; in self-attention the keys."""
+        if self.is_self:
+            return self._keys(tile)
+        return self.landmarks.centred(self.query[..., tile, :])
+
+    def _rows_of_keys(self, tile: slice) -> Tensor:
+        """P_k of a tile."""
+        return self.landmarks.kernel(self._keys(tile), shifted=False)
+
+    def _rows_of_queries(self, tile: slice, *, keep: bool = False) -> Tensor:
+        """P_q of a tile, from an earlier pass where that kept it; ``keep`` it for a later one."""
+        if tile.start in self._kept:
+            return self._kept.pop(tile.start)
+        shifted = self.quotient and not self.is_self
+        p = self.landmarks.kernel(self._queries(tile), shifted=shifted)
+        size = p.numel() * p.element_size()
+        if keep and size <= self._room:
+            self._room -= size
+            self._kept[tile.start] = p
+        return p
+
+    def _without_padded_keys(self, tile: slice, tokens: Tensor) -> Tensor:
+        return tokens if self.padding is None else tokens.masked_fill(self.padding[..., tile, :], 0)
+
+    def _without_padded_queries(self, tile: slice, tokens: Tensor) -> Tensor:
+        return self._without_padded_keys(tile, tokens) if self.is_self else tokens
+
+
+class _Sum:
+    """A sum over tiles, in their order."""
+
+    total: Tensor
+
+    def add(self, term: Tensor) -> None:
+        """Adds a term, which may be changed in place."""
+        self.total = self.total.add_(term) if hasattr(self, "total") else term
+
+
+class _Rows:
+    """Rows of a result that come tile by tile."""
+
+    total: Tensor
+
+    def __init__(self, like: Tensor) -> None:
+        self.tokens = like.shape[-2]
+
+    def put(self, tile: slice, rows: Tensor) -> None:
+        """Puts the rows of a tile in their place."""
+        if rows.shape[-2] == self.tokens:
+            self.total = rows
+            return
+        if not hasattr(self, "total"):
+            self.total = rows.new_empty(*rows.shape[:-2], self.tokens, rows.shape[-1])
+        self.total[..., tile, :] = rows
+
+
+# Operators take and return tensors only: empty ones stand for None in what they return.
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    weights: Tensor | None,
+    padding: Tensor | None,
+    scale: float,
+    quotient: bool,
+) -> tuple[Tensor, Tensor]:
+    passes = _Passes(query, key, value, landmarks, middle, weights, padding, scale, quotient)
+    sums = passes.sums()
+    return passes.output(sums), sums
+
+
+_forward_operator = torch.library.custom_op("softattn::eager_landmark_attention", mutates_args=())(
+    _forward
+)
+
+
+@_forward_operator.register_fake
+def _(query, key, value, landmarks, middle, weights, padding, scale, quotient):  # type: ignore[no-untyped-def]
+    *outer, m, _ = landmarks.shape
+    d_v = value.shape[-1]
+    return (
+        value.new_empty((*outer, query.shape[-2], d_v)),
+        value.new_empty((*outer, m, d_v + quotient), dtype=compute_dtype(query, value, middle)),
+    )
+
+
+def _gradients(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    weights: Tensor | None,
+    padding: Tensor | None,
+    scale: float,
+    quotient: bool,
+    grad: Tensor,
+    output: Tensor,
+    sums: Tensor,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    inputs = (query, key, value, landmarks, middle, weights)
+    with without_autocast(query.device):
+        passes = _Passes(*inputs, padding, scale, quotient)
+        computed = passes.gradients(grad, output, sums, needed)
+    return [
+        query.new_empty(0)
+        if tensor is None or gradient is None
+        else gradient.to(tensor.dtype).contiguous()
+        for tensor, gradient in zip(inputs, computed, strict=True)
+    ]
+
+
+_gradients_operator = torch.library.custom_op(
+    "softattn::eager_landmark_attention_gradient", mutates_args=()
+)(_gradients)
+
+
+@_gradients_operator.register_fake
+def _(query, key, value, landmarks, middle, weights, padding, scale, quotient, *rest):  # type: ignore[no-untyped-def]
+    inputs, needed = (query, key, value, landmarks, middle, weights), rest[-1]
+    return [
+        query.new_empty(0) if tensor is None or not need else tensor.new_empty(tensor.shape)
+        for tensor, need in zip(inputs, needed, strict=True)
+    ]
+
+
+def _gradients_by_products(arguments: list[Any], grad: Tensor) -> list[Tensor | None]:
+    """The gradients by products that can be differentiated again."""
+    inputs, options = arguments[:_INPUTS], arguments[_INPUTS:]
+    present = [tensor for tensor in inputs if tensor is not None]
+
+    def output_of(*tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        return _by_products(*(None if t is None else next(rest) for t in inputs), *options)
+
+    with without_autocast(grad.device):
+        _, pull_back = torch.func.vjp(output_of, *present)
+        gradients = iter(pull_back(grad))
+    return [None if tensor is None else next(gradients) for tensor in inputs]
+
+
+def _by_products(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    weights: Tensor | None,
+    padding: Tensor | None,
+    scale: float,
+    quotient: bool,
+) -> Tensor:
+    """O by products that can be differentiated any number of times."""
+    keys = gather_padding(query if key is None else key, padding)
+    query = keys if key is None else query
+    values = value
+    if quotient:
+        values = torch.cat([value, torch.ones_like(value[..., :1])], -1)
+        values = values if weights is None else values * weights
+    values = blank_padding(values, padding)
+    sums, _ = gaussian_product(landmarks, keys, values, scale=scale)
+    factors = middle @ sums
+    if not quotient:
+        output, _ = gaussian_product(query, landmarks, factors, scale=scale)
+    else:
+        factors = torch.cat([factors, factors[..., -1:].abs()], -1)
+        terms, approximated = gaussian_product(
+            query,
+            landmarks,
+            factors,
+            scale=scale,
+            form=middle if key is None else None,
+            shift=None if key is None else nearest_key_shift(query, landmarks, scale, None),
+        )
+        if approximated is not None:
+            own = torch.cat([values, values[..., -1:]], -1)
+            terms = torch.addcmul(terms, restored_diagonal(approximated), own)
+        output = terms[..., :-2] / floored(terms[..., -2:-1], terms[..., -1:])
+    return blank_padding(output.to(value.dtype), padding if key is None else None)
