@@ -44,13 +44,22 @@ def newton_pinv(
 ) -> Tensor:
     """The pseudo-inverse of each matrix, by Newton's iteration V ← V (2 I − A V) and its kin.
 
-    - ``"transpose"``: any matrix of any rank and shape. Starts at Aᵀ / (‖A‖₁ ‖A‖∞) and stops by
-      the residual, matrix by matrix, which reads back from the device at every step. Given
-      ``iterations`` it takes just these and reads nothing back, which ``torch.vmap`` needs.
-      For condition numbers κ up to about ε^−½ (3,000 in float32, 7e7 in float64) its error is that
-      of ``torch.linalg.pinv``; of the two projectors V A is right to ε κ and A V to ε κ². Smaller
-      singular values are kept where the spectrum leads down to them gradually and cut off behind
-      a gap, which the residual cannot tell from rank deficiency.
+    - ``"transpose"``: any matrix of any rank and shape. It keeps the singular values above
+      (max(rows, columns) ε + 256 ε₆₄) ‖A‖₂ and drops those below, with ε the rounding unit of the
+      dtype (float32's for half precision) and ε₆₄ = 2.2e-16: the output is that of
+      ``torch.linalg.pinv`` with this tolerance. ‖A‖₂ is overestimated by a few percent. A singular
+      value within rounding of the cut may come out between 0 and 1/σ, which the residual shows.
+      The output is finite wherever it does not overflow.
+
+      The arithmetic is in float64. For float32 the output is right to its last digits. For
+      float64 the relative error is ε₆₄ κ, with κ the condition number of what is kept (or dropped
+      just below the cut), as with ``torch.linalg.pinv``. The smaller of the projectors A V and V A
+      is symmetric to ε₆₄ κ, the larger to ε₆₄ κ² only. And where the matrix has no full rank,
+      singular values below 8 ε₆₄ ‖A‖_F ‖V‖_F ‖A‖₂ are dropped if a wide gap lies above them.
+
+      Each matrix stops by its own residual, which is read back from the device at every step.
+      Given ``iterations`` it takes just these and reads nothing back, which ``torch.vmap`` needs;
+      100 suffice for every matrix.
     - ``"minimax"``: symmetric positive definite A + ridge · I, ridge > 0, whose entries are at most
       1 as those of a Gaussian Gram matrix are (for larger ones give ``iterations``). Each step is
       scaled to be the best for the interval that is known to hold the spectrum; the number of
@@ -75,8 +84,8 @@ def newton_pinv(
             products; ``"auto"`` takes Triton where it runs, but for gradients through the steps.
 
     Returns:
-        (..., columns, rows) in the dtype of ``a``. The arithmetic is done in float32, or float64
-        for float64.
+        (..., columns, rows) in the dtype of ``a``. The arithmetic of all methods but
+        ``"transpose"`` is in float32, or float64 for float64.
 
     Raises:
         TypeError: ``a`` is not a floating-point tensor.

@@ -54,7 +54,8 @@ class _Scaled(NamedTuple):
     """Matrices ready for the iteration.
 
     tall: A or Aᵀ, whichever has no more columns than rows, with ‖A‖₂ just below 1.
-    unit: what A was divided by, (matrices, 1, 1).
+    unit: the largest |entry| of A, by which it was divided first, (matrices, 1, 1).
+    norm: ‖A‖₂ after that, by which it was divided then, (matrices, 1, 1).
     cut: the singular value at which f is ½ after ``growth`` steps.
     growth: the largest number of Newton's steps.
     start: the multiple of Aᵀ that they start from.
@@ -62,6 +63,7 @@ class _Scaled(NamedTuple):
 
     tall: Tensor
     unit: Tensor
+    norm: Tensor
     cut: float
     growth: int
     start: Tensor
@@ -81,7 +83,7 @@ def _scaled(target: Tensor) -> _Scaled:
     # From V = w Aᵀ, f = 1 − (1 − w σ²)^(2^steps), which is ½ for w σ² 2^steps = log 2.
     growth = math.ceil(math.log2(math.log(2) / cut**2))
     weight = math.log(2) / cut**2 / 2**growth
-    return _Scaled(tall, unit * norm, cut, growth, weight * tall.mT)
+    return _Scaled(tall, unit, norm, cut, growth, weight * tall.mT)
 
 
 def _arithmetic(target: Tensor) -> torch.dtype:
@@ -91,7 +93,8 @@ def _arithmetic(target: Tensor) -> torch.dtype:
 
 def _restored(inverse: Tensor, scaled: _Scaled, target: Tensor) -> Tensor:
     """The inverse of ``target`` from that of the scaled matrix."""
-    inverse = (inverse / scaled.unit).to(target.dtype)
+    # One after the other: their product may overflow.
+    inverse = (inverse / scaled.norm / scaled.unit).to(target.dtype)
     return inverse.mT if target.shape[-2] < target.shape[-1] else inverse
 
 
