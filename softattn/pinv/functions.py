@@ -44,22 +44,22 @@ def newton_pinv(
 ) -> Tensor:
     """The pseudo-inverse of each matrix, by Newton's iteration V ← V (2 I − A V) and its kin.
 
-    - ``"transpose"``: any matrix of any rank and shape. It keeps the singular values above
-      (max(rows, columns) ε + 256 ε₆₄) ‖A‖₂ and drops those below, with ε the rounding unit of the
-      dtype (float32's for half precision) and ε₆₄ = 2.2e-16: the output is that of
-      ``torch.linalg.pinv`` with this tolerance. ‖A‖₂ is overestimated by a few percent. A singular
-      value within rounding of the cut may come out between 0 and 1/σ, which the residual shows.
-      The output is finite wherever it does not overflow.
+    - ``"transpose"``: any matrix of any rank and shape. It keeps the singular values σ above a cut
+      and drops those below, as ``torch.linalg.pinv`` does at that tolerance. The cut is
+      (max(rows, columns) ε + 256 ε₆₄) ‖A‖₂, with ε = ``torch.finfo(dtype).eps``, float32's for half
+      precision, and ε₆₄ float64's; ‖A‖₂ is overestimated by a few percent. A singular value within
+      rounding of the cut may enter with a factor between 0 and 1/σ; the residual shows it. The
+      output is finite for finite matrices, unless it is too large for its dtype.
 
-      The arithmetic is in float64. For float32 the output is right to its last digits. For
-      float64 the relative error is ε₆₄ κ, with κ the condition number of what is kept (or dropped
-      just below the cut), as with ``torch.linalg.pinv``. The smaller of the projectors A V and V A
-      is symmetric to ε₆₄ κ, the larger to ε₆₄ κ² only. And where the matrix has no full rank,
-      singular values below 8 ε₆₄ ‖A‖_F ‖V‖_F ‖A‖₂ are dropped if a wide gap lies above them.
+      The arithmetic is in float64, so that float32 outputs are right to rounding. Float64 outputs
+      have a relative error of about ε₆₄ κ, with κ the ratio of ‖A‖₂ to the smallest singular value
+      that is kept, or to the cut if one is dropped close to it. The smaller of A V and V A is
+      symmetric to ε₆₄ κ, the larger to ε₆₄ κ². In float64 a matrix without full rank also loses
+      singular values below 8 ε₆₄ ‖A‖_F ‖V‖_F ‖A‖₂ that lie behind a wide gap.
 
       Each matrix stops by its own residual, which is read back from the device at every step.
       Given ``iterations`` it takes just these and reads nothing back, which ``torch.vmap`` needs;
-      100 suffice for every matrix.
+      110 suffice for every matrix.
     - ``"minimax"``: symmetric positive definite A + ridge · I, ridge > 0, whose entries are at most
       1 as those of a Gaussian Gram matrix are (for larger ones give ``iterations``). Each step is
       scaled to be the best for the interval that is known to hold the spectrum; the number of
