@@ -9,6 +9,7 @@ from torch import Tensor
 
 from softattn.backends.backend import EAGER, TRITON, Backend
 from softattn.common.validation import IMPLEMENTATIONS, check_choice
+from softattn.triton.newton import most_rows_to_invert
 
 # The most that a tile of the kernels holds.
 MOST_FEATURES = 256
@@ -95,6 +96,7 @@ def newton_runs_on_triton(
     if impl == "auto" and through_steps and a.requires_grad and torch.is_grad_enabled():
         # Matrix products can be differentiated again.
         return False
+    # The limit on rows comes last: it imports Triton.
     obstacle = (
         _against_device(a.device, impl)
         or _against_dtype(a.dtype)
@@ -107,12 +109,10 @@ def newton_runs_on_triton(
 
 
 def _against_rows(rows: int) -> str | None:
-    # Imports Triton, so it is asked last.
-    from softattn.kernels.newton import LARGEST_SIZE
-
-    if rows <= LARGEST_SIZE:
+    most = most_rows_to_invert()
+    if rows <= most:
         return None
-    return f"the matrices have {rows} rows, the kernel holds {LARGEST_SIZE} at most"
+    return f"the matrices have {rows} rows, the kernel holds {most} at most"
 
 
 def _granted(impl: str, obstacle: str | None) -> bool:

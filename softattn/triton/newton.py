@@ -10,6 +10,13 @@ from softattn.common.precision import without_autocast
 from softattn.triton.registration import contiguous_like, refuse_second_derivative
 
 
+def most_rows_to_invert() -> int:
+    """The rows of the largest matrices that the kernel takes."""
+    from softattn.kernels.newton import LARGEST_SIZE
+
+    return LARGEST_SIZE
+
+
 @torch.library.custom_op("softattn::newton", mutates_args=())
 def newton(target: Tensor, start: Tensor, lower: float, steps: int) -> Tensor:
     """``steps`` of Newton's iteration, scaled as in ``newton_schedule``, one launch for all.
