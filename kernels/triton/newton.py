@@ -8,7 +8,8 @@ from torch import Tensor
 from softattn.kernels import configurations, launching
 from softattn.kernels.launching import block_of
 
-LARGEST_SIZE = 128
+# Rows of the largest matrices that the table of tiles provides for.
+LARGEST_SIZE = max(configurations.FLOAT32["newton"])
 
 
 def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor:
@@ -53,7 +54,11 @@ def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor
 
 @triton.jit
 def _coefficients(lower):
-    """What a step keeps of V and takes off of V A V, and the next l."""
+    """What a step takes of V and of V A V, and the next l.
+
+    The same as ``softattn.common.newton_schedule``. Computed here, they take no copy to the device
+    and no new compilation for another number of steps.
+    """
     middle = (1 + lower) / 2
     square = middle * middle
     return 2 / middle, 1 / square, tl.minimum(lower * (2 * middle - lower) / square, 1.0)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from softattn.backends.backend import EAGER, TRITON, Backend
 from softattn.common.validation import IMPLEMENTATIONS, check_choice
+from softattn.triton.newton import most_rows_to_invert
 
 # The most that a tile of the kernels holds.
 MOST_FEATURES = 256
 MOST_LANDMARKS = 1024
-MOST_ROWS_TO_INVERT = 128
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_INSTALLED = find_spec("triton") is not None
@@ -75,8 +75,17 @@ def select_backend(
     return TRITON if on_triton else EAGER
 
 
-def newton_runs_on_triton(impl: str, a: Tensor, method: str, iterations: int | None) -> bool:
+def newton_runs_on_triton(
+    impl: str, a: Tensor, *, iterations: int | None, through_steps: bool, obstacle: str | None
+) -> bool:
     """Whether a Newton inverse of ``a`` (..., rows, columns) runs on Triton.
+
+    Args:
+        impl: as in the call.
+        a: the matrices.
+        iterations: as in the call.
+        through_steps: whether the gradient goes through the steps.
+        obstacle: why the method has no kernel, or None where it has one.
 
     Raises:
         ValueError: ``impl`` is unknown, or ``"triton"`` and cannot run.
@@ -84,20 +93,26 @@ def newton_runs_on_triton(impl: str, a: Tensor, method: str, iterations: int | N
     check_choice("impl", impl, IMPLEMENTATIONS)
     if impl == "eager":
         return False
-    obstacle = _against_device(a.device, impl) or _against_dtype(a.dtype)
-    if obstacle is None and method == "transpose":
-        obstacle = "method='transpose' looks at its residual after every step"
-    if obstacle is None and a.shape[-1] > MOST_ROWS_TO_INVERT:
-        obstacle = (
-            f"the matrices have {a.shape[-1]} rows, the kernel holds {MOST_ROWS_TO_INVERT} at most"
-        )
-    if obstacle is None and iterations == 0:
-        obstacle = "there are no iterations to run"
-    through_steps = method != "minimax" or iterations is not None
     if impl == "auto" and through_steps and a.requires_grad and torch.is_grad_enabled():
         # Matrix products can be differentiated again.
         return False
+    # The limit on rows comes last: it imports Triton.
+    obstacle = (
+        _against_device(a.device, impl)
+        or _against_dtype(a.dtype)
+        or obstacle
+        or _against_rows(a.shape[-1])
+    )
+    if obstacle is None and iterations == 0:
+        obstacle = "there are no iterations to run"
     return _granted(impl, obstacle)
+
+
+def _against_rows(rows: int) -> str | None:
+    most = most_rows_to_invert()
+    if rows <= most:
+        return None
+    return f"the matrices have {rows} rows, the kernel holds {most} at most"
 
 
 def _granted(impl: str, obstacle: str | None) -> bool:

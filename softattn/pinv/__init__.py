@@ -2,7 +2,6 @@
 
 from softattn.pinv.functions import (
     METHODS,
-    PAPER_RIDGE,
     NewtonPinv,
     PinvInfo,
     newton_pinv,
@@ -12,7 +11,6 @@ from softattn.pinv.functions import (
 
 __all__ = [
     "METHODS",
-    "PAPER_RIDGE",
     "NewtonPinv",
     "PinvInfo",
     "newton_pinv",

@@ -5,18 +5,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softattn.common.newton_schedule import newton_schedule
 from softattn.common.precision import without_autocast
 from softattn.triton.registration import contiguous_like, refuse_second_derivative
 
 
+def most_rows_to_invert() -> int:
+    """The rows of the largest matrices that the kernel takes."""
+    from softattn.kernels.newton import LARGEST_SIZE
+
+    return LARGEST_SIZE
+
+
 @torch.library.custom_op("softattn::newton", mutates_args=())
 def newton(target: Tensor, start: Tensor, lower: float, steps: int) -> Tensor:
-    """``steps`` of Newton's iteration V ← (2 c V − V A V) / c², one launch for all.
+    """``steps`` of Newton's iteration, scaled as in ``newton_schedule``, one launch for all.
 
     Args:
         target: A, (matrices, m, m), float32.
         start: the first V, likewise.
-        lower: l, with c = (1 + l) / 2 and l ← l (2 c − l) / c²; 1 is the plain iteration.
+        lower: l, the lower end of the interval that holds the spectrum of V A.
         steps: how many, at least 1.
     """
     from softattn import kernels
@@ -35,15 +43,12 @@ def newton_gradient(
 ) -> tuple[Tensor, Tensor]:
     """dA and dV₀ of ``newton``, through its steps, which are taken again by matrix products."""
     with without_autocast(target.device):
-        inverses, coefficients = [start], []
-        for _ in range(steps):
-            middle = (1 + lower) / 2
-            keep, subtract = 2 / middle, 1 / middle**2
-            lower = min(lower * (2 * middle - lower) * subtract, 1.0)
+        coefficients, unit = newton_schedule(lower, steps)
+        inverses = [start]
+        for keep, subtract in coefficients:
             v = inverses[-1]
             inverses.append(torch.baddbmm(v, v @ target, v, beta=keep, alpha=-subtract))
-            coefficients.append((keep, subtract))
-        grad = grad * (2 / (1 + lower))
+        grad = grad * unit
         grad_target = torch.zeros_like(target)
         for v, (keep, subtract) in zip(inverses[-2::-1], coefficients[::-1], strict=True):
             left = v.mT @ grad

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.named_matrices import with_spectrum
 from support.strategies import normal, seeds
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -11,13 +12,6 @@ import softattn
 from softattn import NewtonPinv, newton_pinv, newton_pinv_ex
 
 norm = torch.linalg.matrix_norm
-
-
-def with_spectrum(rows: int, columns: int, spectrum: list[float], seed: int = 0) -> torch.Tensor:
-    rank = len(spectrum)
-    left = torch.linalg.qr(normal(rows, rows, seed=seed))[0][:, :rank]
-    right = torch.linalg.qr(normal(columns, columns, seed=seed + 1))[0][:, :rank]
-    return left * torch.tensor(spectrum, dtype=torch.float64) @ right.mT
 
 
 def gram_of_landmarks(spread: float, m: int = 49, batch: int = 3) -> torch.Tensor:
@@ -50,10 +44,11 @@ def test_penrose_conditions(spectrum, extra_rows, extra_columns, seed, exponent,
     allowed = 50 * torch.finfo(dtype).eps * condition
     assert norm(x @ v @ x - x) <= allowed * norm(x)
     assert norm(v @ x @ v - v) <= allowed * norm(v)
-    assert norm((v @ x).mT - v @ x) <= allowed * max(1, norm(v @ x))
-    # V A V is multiplied from the left, and what (V A) loses reaches A V enlarged by ‖A‖ ‖V‖.
-    enlarged = allowed + 2 * torch.finfo(dtype).eps * condition**2
-    assert norm((x @ v).mT - x @ v) <= enlarged * max(1, norm(x @ v))
+    small, large = (v @ x, x @ v) if rows >= columns else (x @ v, v @ x)
+    assert norm(small.mT - small) <= allowed * max(1, norm(small))
+    # What the smaller projector loses reaches the larger one enlarged by ‖A‖ ‖V‖.
+    enlarged = allowed + 2 * torch.finfo(torch.float64).eps * condition**2
+    assert norm(large.mT - large) <= enlarged * max(1, norm(large))
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (48, 64), (8, 8), (200, 200), (3, 100), (1, 1)])

@@ -8,6 +8,8 @@ from support.budget import assert_within_budget
 from support.strategies import normal, seeds, spreads
 
 from softattn import gaussian_kernel, newton_pinv, newton_pinv_ex
+from softattn import triton as operators
+from softattn.pinv.iteration import newton_steps
 
 pytestmark = pytest.mark.usefixtures("kernel_tiles", "poisoned_memory")
 
@@ -74,6 +76,17 @@ def test_sizes_that_take_more_than_one_tile(device, m):
     assert_within_budget(actual.cpu(), truth, baseline=plain, magnitude=truth.abs().amax())
     assert torch.equal(info.iterations.cpu(), eager_info.iterations)
     assert info.residual.max() <= 1e-4
+
+
+@pytest.mark.parametrize("lower", [1e-3, 0.2, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+def test_kernel_has_the_coefficients_of_the_schedule(device, lower, steps):
+    spectrum = torch.linspace(lower, 1, 20, dtype=torch.float64)
+    start = torch.ones(1, 20, dtype=torch.float64).diag_embed()
+    expected = newton_steps(spectrum.diag()[None], start, steps, lower=lower)
+    target = spectrum.diag()[None].to(device, torch.float32)
+    actual = operators.newton(target, start.to(target), lower, steps)
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_matrices_do_not_see_each_other(device):
