@@ -172,8 +172,9 @@ def _mean_of_gathered_runs(
     if order is not None:
         place = order.gather(1, place)
     tokens = x.movedim(dim, 1)
+    # ``take_along_dim`` and ``len`` would fix the sizes that a compiler leaves open.
     flat = tokens.flatten(2)
-    members = flat.gather(1, place.unsqueeze(-1).expand(len(flat), -1, flat.shape[2]))
-    members = members.unflatten(1, (count, len(member))).where(is_member[..., None], 0)
+    members = flat.gather(1, place[..., None].expand(flat.shape[0], -1, flat.shape[2]))
+    members = members.unflatten(1, (count, member.shape[0])).where(is_member[..., None], 0)
     means = members.sum(2, dtype=dtype) / size.clamp(min=1)[..., None]
     return means.unflatten(2, tokens.shape[2:]).movedim(1, dim)

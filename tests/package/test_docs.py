@@ -1,14 +1,22 @@
-"""Every Python block of the documentation runs."""
+"""The documentation: every Python block runs, and code fits the page."""
 
 import re
 
 import pytest
 from support.paths import ROOT
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-BLOCKS = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.S) for page in PAGES}
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+TEXT = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+PYTHON = {page: re.findall(r"```python\n(.*?)```", text, re.S) for page, text in TEXT.items()}
+COLUMNS = 80
 
 
-@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+@pytest.mark.parametrize("page", [page for page, blocks in PYTHON.items() if blocks])
 def test_python_blocks_run(page):
-    exec("\n".join(BLOCKS[page]), {})
+    exec("\n".join(PYTHON[page]), {})
+
+
+@pytest.mark.parametrize("page", [page for page, blocks in PYTHON.items() if blocks])
+def test_python_blocks_fit_the_page(page):
+    lines = "".join(PYTHON[page]).splitlines()
+    assert [line for line in lines if len(line) > COLUMNS] == []
