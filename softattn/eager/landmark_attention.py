@@ -13,7 +13,7 @@ Here c = 1 − P_i M P_iᵀ in self-attention, and 0 in cross-attention, where e
 divided by its largest entry. Without a quotient, O = N = P_q M S and S = P_kᵀ V.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,15 +84,12 @@ class _LandmarkAttention(torch.autograd.Function):
         arguments: list[Any] = [*tensors, ctx.scale, ctx.quotient]
         if torch.is_grad_enabled() and not is_compiled():
             return *_gradients_by_products(arguments, grad), None, None, None
+        compute: Callable[..., list[Tensor]]
         compute = _gradients_operator if is_compiled() else _gradients
         needed = [bool(need) for need in ctx.needs_input_grad[:_INPUTS]]
         gradients = compute(*arguments, grad, output, sums, needed)
-        return (
-            *(g if need else None for g, need in zip(gradients, needed, strict=True)),
-            None,
-            None,
-            None,
-        )
+        found = [g if need else None for g, need in zip(gradients, needed, strict=True)]
+        return *found, None, None, None
 
 
 class _Landmarks:
@@ -202,7 +199,8 @@ class _Passes:
         of_sums = self.middle.mT @ of_factors
 
         symmetric = self.middle + self.middle.mT
-        of_query, of_key, of_value, of_weights = map(_Rows, (self.query, *[self.key] * 3))
+        of_query = _Rows(self.query)
+        of_key, of_value, of_weights = _Rows(self.key), _Rows(self.key), _Rows(self.key)
         of_landmarks = _Sum()
         values_needed, tokens_needed = needed[2] or needed[5], any(needed[i] for i in (0, 1, 3))
         for tile, cotangent in zip(self.query_tiles, cotangents, strict=True):
@@ -225,8 +223,14 @@ class _Passes:
             if tokens_needed:
                 of_p = self._values(tile) @ of_sums.mT
                 of_key.put(tile, self._token_gradients(self._keys(tile), p, of_p, of_landmarks))
-        found: tuple[Any, ...]
-        found = (of_query, of_key, of_value, of_landmarks, of_middle, of_weights)
+        found: list[_Rows | _Sum] = [
+            of_query,
+            of_key,
+            of_value,
+            of_landmarks,
+            of_middle,
+            of_weights,
+        ]
         return [each.total if need else None for each, need in zip(found, needed, strict=True)]
 
     def _first_backward_pass(
@@ -460,10 +464,11 @@ def _gradients_by_products(arguments: list[Any], grad: Tensor) -> list[Tensor | 
 
     def output_of(*tensors: Tensor) -> Tensor:
         rest = iter(tensors)
-        return _by_products(*(None if t is None else next(rest) for t in inputs), *options)
+        given: list[Any] = [None if tensor is None else next(rest) for tensor in inputs]
+        return _by_products(*given, *options)
 
     with without_autocast(grad.device):
-        _, pull_back = torch.func.vjp(output_of, *present)
+        pull_back = torch.func.vjp(output_of, *present)[1]
         gradients = iter(pull_back(grad))
     return [None if tensor is None else next(gradients) for tensor in inputs]
 
