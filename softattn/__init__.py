@@ -5,6 +5,7 @@ from softattn.attention import (
     gaussian_attention,
     softmax_free_attention,
     softmax_free_attention_varlen,
+    softmax_log_weight_range,
 )
 from softattn.backends.selection import Implementation, explain_impl
 from softattn.factors import AttentionFactors, attention_factors
@@ -33,4 +34,5 @@ __all__ = [
     "reference",
     "softmax_free_attention",
     "softmax_free_attention_varlen",
+    "softmax_log_weight_range",
 ]

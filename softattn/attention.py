@@ -6,9 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from softattn.backends.nystrom import middle_factor
+from softattn.backends.nystrom import landmark_attention, middle_factor
 from softattn.backends.selection import select_backend
 from softattn.common.identity import cross_key
+from softattn.common.key_weights import log_weight_range
 from softattn.common.precision import promoted_under_autocast, without_autocast
 from softattn.common.validation import (
     check_alike,
@@ -40,38 +41,45 @@ def softmax_free_attention(
 
     With P_q = k(Q, L), P_k = k(K, L), A = k(L, L) and k(x, y) = exp(−s ‖x − y‖² / 2):
 
-    - ``"none"``: P_q A⁺ P_kᵀ V (SOFT, NeurIPS 2021);
-    - ``"landmark"``: P_q D^−½ A⁺ D^−½ P_kᵀ V with D = diag(A 1) (the symmetric
-      normalisation of Softmax-free Linear Transformers, IJCV 2024). Like ``"none"`` it grows with
-      the number of tokens;
-    - ``"token"``: weights that sum to 1, whatever the number of tokens, though single ones may be
-      a little below 0. P_q A⁺ P_kᵀ V over P_q A⁺ P_kᵀ 1, in self-attention with the exact
-      diagonal, 1 for every token with itself, in place of the approximated one. Denominators
-      under 1e-3 count as 1e-3, so that in cross-attention a query far from every landmark answers
-      something finite.
+    - ``"token"``: (P_q A⁺ P_kᵀ V + c V) / (P_q A⁺ P_kᵀ 1 + c), weights that sum to 1 whatever the
+      number of tokens, though single ones may be a little below 0. In self-attention
+      c = 1 − diag(P_q A⁺ P_kᵀ) puts the exact diagonal in the place of the approximated one; in
+      cross-attention it is 0. The exact operator is the row-normalised Gaussian kernel.
+    - ``"softmax"``: the same with w_j V_j and w_j for V_j and 1, w_j = exp(s ‖k_j‖² / 2). The exact
+      operator is softmax(s Q Kᵀ) V where log w has a range of at most 8 over the keys, see
+      ``softmax_log_weight_range``; a larger range is scaled down to 8. In cross-attention the keys
+      are moved by their mean first, which does not change softmax.
+    - ``"none"``: P_q A⁺ P_kᵀ V (SOFT, NeurIPS 2021).
+    - ``"landmark"``: P_q D^-1/2 A⁺ D^-1/2 P_kᵀ V with D = diag(A 1) (the symmetric normalisation of
+      Softmax-free Linear Transformers, IJCV 2024). Like ``"none"`` it grows with the number of
+      tokens.
+
+    A row's denominator is at least 0.1 times the sum of its absolute terms. That happens where
+    queries, keys and landmarks are so far apart that the approximated row sum passes through 0;
+    constant values then come back smaller. Where all terms underflow, the output is 0.
 
     No n × m array is ever whole in memory, forward or backward. Kernel and inverse are computed in
     float32 (float64 for float64 inputs), also under autocast.
 
     Args:
         query: Q, (batch, heads, n_q, d), floating point.
-        key: K, (batch, heads, n_k, d). None, or the very tensor that is ``query``, is
+        key: K, (batch, heads, n_k, d). None, or ``query`` itself, or another view of all of it, is
             self-attention; anything else, also a copy, is cross-attention.
         value: V, (batch, heads, n_k, d_v).
         landmarks: L, (batch, heads, m, d).
-        normalization: ``"none"``, ``"landmark"`` or ``"token"``.
+        normalization: ``"token"``, ``"softmax"``, ``"none"`` or ``"landmark"``.
         pinv: what inverts A: a callable from (..., m, m) to (..., m, m) such as a ``NewtonPinv``,
             or one of ``"minimax"`` (the default: A + 0.01 I, converged), ``"soft"`` (the paper's),
             ``"soft_norm_official"`` and ``"transpose"``.
         scale: s, 1/√d by default.
-        key_padding_mask: (batch, n_k), True where a token is padding. Padding is never read; in
-            self-attention padded queries answer 0; a sample that is all padding answers 0.
+        key_padding_mask: (batch, n_k), True where a token is padding, which is ignored. In
+            self-attention the output of padded queries is 0; so is that of a sample that is all
+            padding.
         landmark_padding_mask: (batch, m), True where a landmark is padding.
         is_causal: not offered; True raises and says why.
         impl: ``"triton"`` runs the Triton kernels, ``"eager"`` PyTorch's operations, on any device
-            and differentiable twice; ``"auto"`` runs Triton where it can, which ``explain_impl``
-            tells. Triton takes tokens whose features are adjacent in memory as they are and copies
-            others.
+            and differentiable twice; ``"auto"`` runs Triton where it can, see ``explain_impl``.
+            Triton copies tokens whose features are not adjacent in memory.
 
     Returns:
         O, (batch, heads, n_q, d_v), in the dtype of ``value``.
@@ -93,7 +101,7 @@ def softmax_free_attention(
         landmark_padding_mask=landmark_padding_mask,
     )
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
-    backend = select_backend(impl, query, value, landmarks)
+    backend = select_backend(impl, query, value, landmarks, normalization)
     scale = check_scale(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
@@ -104,7 +112,8 @@ def softmax_free_attention(
             scale=scale,
             landmark_padding_mask=landmark_padding_mask,
         )
-        return backend.landmark_attention(
+        return landmark_attention(
+            backend,
             query,
             key,
             value,
@@ -132,17 +141,16 @@ def softmax_free_attention_varlen(
 ) -> Tensor:
     """``softmax_free_attention`` within each of the sequences that lie packed one after the other.
 
-    Each answers what it would alone, up to rounding; what the others hold does not change a bit of
-    it. There is no padding of the tokens: memory is linear in the tokens that there are. The
-    landmarks' Gram matrices are inverted in one batch; the tokens are then worked through sequence
-    by sequence, so that many short sequences cost a launch of every operation each, where padding
-    would take one for all.
+    Each sequence gets the output that it would get alone, up to rounding, and the others never
+    affect it. Tokens are not padded: memory is linear in their number. The landmarks' Gram
+    matrices are inverted in one batch; the tokens are then processed sequence by sequence, so each
+    of many short sequences costs a launch of every operation, where padding costs one for all.
 
     Layout and names are those of the variable-length functions of FlashAttention.
 
     Args:
         query: Q, (total_q, heads, d), floating point.
-        key: K, (total_k, heads, d). None, or the very tensor that is ``query``, is self-attention.
+        key: K, (total_k, heads, d). None, or ``query`` itself, is self-attention.
         value: V, (total_k, heads, d_v).
         landmarks: L, (batch, heads, m, d), as ``LandmarkSampler.forward_varlen`` gives them.
         cu_seqlens_q: (batch + 1,), int32 or int64: where each sequence of ``query`` begins, and
@@ -180,7 +188,7 @@ def softmax_free_attention_varlen(
     batch, _, m, _ = landmarks.shape
     check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
-    backend = select_backend(impl, query, value, landmarks)
+    backend = select_backend(impl, query, value, landmarks, normalization)
     scale = check_scale(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
@@ -192,8 +200,8 @@ def softmax_free_attention_varlen(
             landmark_padding_mask=landmark_padding_mask,
         )
         outputs = [
-            backend.landmark_attention(
-                *sequence, normalization=normalization, scale=scale, key_padding_mask=None
+            landmark_attention(
+                backend, *sequence, normalization=normalization, scale=scale, key_padding_mask=None
             )
             for sequence in zip(
                 _sequences(query, lengths_q),
@@ -221,14 +229,13 @@ def gaussian_attention(
 
     Args:
         query: Q, (batch, heads, n_q, d), floating point.
-        key: K, (batch, heads, n_k, d); None, or the very tensor that is ``query``, is
-            self-attention.
+        key: K, (batch, heads, n_k, d); None, or ``query`` itself, is self-attention.
         value: V, (batch, heads, n_k, d_v).
         normalize: divide each row of the kernel by its sum. Where all keys have one norm this is
             softmax attention with logits s · q · k.
         scale: s in k(x, y) = exp(−s ‖x − y‖² / 2), 1/√d by default.
-        key_padding_mask: (batch, n_k), True where a token is padding; in self-attention padded
-            queries answer 0.
+        key_padding_mask: (batch, n_k), True where a token is padding; in self-attention the
+            output of padded queries is 0.
         impl: ``"eager"``, ``"triton"`` or ``"auto"``, see ``softmax_free_attention``.
 
     Returns:
@@ -252,6 +259,37 @@ def gaussian_attention(
             scale=check_scale(scale, query),
             key_padding_mask=key_padding_mask,
         )
+
+
+def softmax_log_weight_range(
+    query: Tensor,
+    key: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """How unequal the keys' weights of ``normalization="softmax"`` are.
+
+    The range over the keys of log w_j = s ‖k_j‖² / 2, in cross-attention of k_j less the mean key.
+    Up to 8 the exact operator is softmax attention. A larger range is scaled down to 8.
+
+    Args:
+        query: Q, (batch, heads, n_q, d), floating point.
+        key: K, (batch, heads, n_k, d); None, or the query, is self-attention.
+        scale: s, 1/√d by default.
+        key_padding_mask: (batch, n_k), True where a token is padding.
+
+    Returns:
+        (batch, heads), in float32, or float64 for float64 inputs.
+
+    Raises:
+        TypeError: a tensor is not floating point, or the mask is not bool.
+        ValueError: shapes do not fit, or devices differ.
+    """
+    key = cross_key(query, key)
+    check_attention(query, key, key_padding_mask=key_padding_mask)
+    with without_autocast(query.device):
+        return log_weight_range(query, key, check_scale(scale, query), key_padding_mask)
 
 
 def _sequences(packed: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:

@@ -9,9 +9,10 @@ from torch import Tensor
 from softattn.backends.backend import EAGER
 from softattn.backends.nystrom import middle_factor
 from softattn.common.identity import cross_key
+from softattn.common.key_weights import softmax_query_and_weights
 from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import promoted_under_autocast, without_autocast
-from softattn.common.quotient import floored, restored_diagonal
+from softattn.common.quotient import QUOTIENTS, floored, restored_diagonal
 from softattn.common.validation import NORMALIZATIONS, check_attention, check_choice, check_scale
 from softattn.eager import gram
 from softattn.pinv import resolve_pinv
@@ -21,8 +22,8 @@ from softattn.pinv import resolve_pinv
 class AttentionFactors:
     """The n_q × n_k attention matrix (P_q M P_kᵀ + diag(c)) / D of one call, in its factors.
 
-    query_side: P_q, (batch, heads, n_q, m); for ``"token"`` in cross-attention each row is divided
-        by its largest entry, and so is that of D.
+    query_side: P_q, (batch, heads, n_q, m). In cross-attention with a denominator each row of it
+        is divided by its largest entry, and so is that of D.
     middle: M, (batch, heads, m, m): A⁺, or D^−½ A⁺ D^−½ for ``"landmark"``.
     key_side: P_k, (batch, heads, n_k, m).
     diagonal: c of ``"token"`` in self-attention, (batch, heads, n), else None.
@@ -131,20 +132,22 @@ def attention_factors(
             scale=scale,
             landmark_padding_mask=landmark_padding_mask,
         )
-        key_side = blank_padding(EAGER.gram(keys, landmarks, scale), key_padding_mask)
-        if normalization != "token":
-            query_side = key_side if key is None else EAGER.gram(query, landmarks, scale)
+        weights = None
+        if normalization == "softmax":
+            query, weights = softmax_query_and_weights(query, key, scale, key_padding_mask)
+        query_side = blank_padding(EAGER.gram(keys, landmarks, scale), key_padding_mask)
+        key_side = query_side if weights is None else query_side * weights
+        if key is not None:
+            query_side = gram(query, landmarks, scale, shifted=normalization in QUOTIENTS)
+        if normalization not in QUOTIENTS:
             return AttentionFactors(query_side, middle, key_side)
         z = middle @ key_side.sum(2).unsqueeze(-1)
+        denominator, terms = (query_side @ torch.cat([z, z.abs()], -1)).unbind(-1)
         diagonal = None
         if key is None:
-            query_side = key_side
-            diagonal = restored_diagonal(((key_side @ middle) * key_side).sum(-1))
+            diagonal = restored_diagonal(((query_side @ middle) * query_side).sum(-1))
+            diagonal = diagonal if weights is None else diagonal * weights[..., 0]
             if key_padding_mask is not None:
                 diagonal = diagonal.masked_fill(key_padding_mask[:, None], 0)
-        else:
-            query_side = gram(query, landmarks, scale, shifted=True)
-        denominator, terms = (query_side @ torch.cat([z, z.abs()], -1)).unbind(-1)
-        if diagonal is not None:
             denominator, terms = denominator + diagonal, terms + diagonal
     return AttentionFactors(query_side, middle, key_side, diagonal, floored(denominator, terms))

@@ -1,6 +1,6 @@
-"""The oracles: attention written as in the papers, in O(n²) or with whole blocks, to be read.
+"""Unvalidated, unoptimised references: attention written as in the papers.
 
-They check nothing, spare nothing and share no code with what they are the truth for.
+They take O(n²) time or hold whole blocks, and share no code with what is tested against them.
 """
 
 from collections.abc import Callable
@@ -38,6 +38,22 @@ def gaussian_attention(
     return torch.einsum("bhij,bhjd->bhid", kernel, value)
 
 
+def softmax_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """softmax(s Q Kᵀ) V without the padded keys, s = 1/√d; shapes as above."""
+    s = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = s * torch.einsum("bhid,bhjd->bhij", query, key)
+    if key_padding_mask is not None:
+        logits = logits.masked_fill(key_padding_mask[:, None, None, :], -torch.inf)
+    return torch.einsum("bhij,bhjd->bhid", logits.softmax(-1), value)
+
+
 def softmax_free_attention(
     query: Tensor,
     key: Tensor | None,
@@ -62,11 +78,23 @@ def softmax_free_attention(
     if normalization == "landmark":
         d = a.sum(-1)
         a_pinv = torch.einsum("bhi,bhij,bhj->bhij", d**-0.5, a_pinv, d**-0.5)
-    # 3. The approximated n × n matrix.
+    # 3. For "softmax" the weights exp(s ‖k_j‖² / 2) of the keys, their logarithms within 8.
+    weights = torch.ones_like(p_k[..., 0])
+    if normalization == "softmax" and weights.numel():
+        s = query.shape[-1] ** -0.5 if scale is None else scale
+        moved = query if key is None else key - key.mean(2, keepdim=True)
+        logarithm = s * moved.square().sum(-1) / 2
+        spread = logarithm.amax(-1, keepdim=True) - logarithm.amin(-1, keepdim=True)
+        logarithm = logarithm * (8 / spread.clamp(min=8))
+        weights = torch.exp(logarithm - logarithm.amax(-1, keepdim=True))
+        if key is not None:
+            p_q = gaussian_kernel(query + key.mean(2, keepdim=True), landmarks, scale)
+    # 4. The approximated n × n matrix.
     kernel = torch.einsum("bhim,bhml,bhjl->bhij", p_q, a_pinv, p_k)
-    # 4. For "token" the exact diagonal, then rows that sum to 1.
-    if normalization == "token":
+    # 5. For "token" and "softmax" the exact diagonal, then rows that sum to 1.
+    if normalization in ("token", "softmax"):
         if key is None:
             kernel = kernel - torch.diag_embed(kernel.diagonal(dim1=-2, dim2=-1) - 1)
+        kernel = kernel * weights.unsqueeze(-2)
         kernel = kernel / kernel.sum(-1, keepdim=True)
     return torch.einsum("bhij,bhjd->bhid", kernel, value)

@@ -1,4 +1,4 @@
-"""What comes before the tokens, once for all backends: the landmarks and the m × m factor."""
+"""The Nyström factorisation around a backend: the m × m factor, and the weights of the keys."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from softattn.backends.backend import Backend
+from softattn.common.key_weights import softmax_query_and_weights
 from softattn.common.padding import gather_padding
+from softattn.common.quotient import QUOTIENTS
 
 
 def middle_factor(
@@ -45,3 +47,32 @@ def middle_factor(
         root = gram.sum(-1, keepdim=True).rsqrt()
         inverse = root * inverse * root.mT
     return landmarks, inverse if padded is None else inverse.masked_fill(padded, 0)
+
+
+def landmark_attention(
+    backend: Backend,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    landmarks: Tensor,
+    middle: Tensor,
+    *,
+    normalization: str,
+    scale: float,
+    key_padding_mask: Tensor | None,
+) -> Tensor:
+    """O, (batch, heads, n_q, d_v), of a call whose ``middle_factor`` is known."""
+    weights = None
+    if normalization == "softmax":
+        query, weights = softmax_query_and_weights(query, key, scale, key_padding_mask)
+    return backend.landmark_attention(
+        query,
+        key,
+        value,
+        landmarks,
+        middle,
+        quotient=normalization in QUOTIENTS,
+        key_weights=weights,
+        scale=scale,
+        key_padding_mask=key_padding_mask,
+    )

@@ -63,7 +63,11 @@ def explain_impl(
 
 
 def select_backend(
-    impl: str, query: Tensor, value: Tensor | None = None, landmarks: Tensor | None = None
+    impl: str,
+    query: Tensor,
+    value: Tensor | None = None,
+    landmarks: Tensor | None = None,
+    normalization: str = "none",
 ) -> Backend:
     """The backend of a call.
 
@@ -71,7 +75,10 @@ def select_backend(
         ValueError: ``impl`` is unknown, or ``"triton"`` and cannot run.
     """
     choice = explain_impl(query, value, landmarks, impl)
-    on_triton = _granted(impl, choice.reason if choice.name == "eager" else None)
+    obstacle = choice.reason if choice.name == "eager" else None
+    if obstacle is None and normalization == "softmax":
+        obstacle = "normalization='softmax' has no Triton kernel yet"
+    on_triton = _granted(impl, obstacle)
     return TRITON if on_triton else EAGER
 
 

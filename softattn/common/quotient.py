@@ -1,4 +1,4 @@
-"""The quotient of ``normalization="token"``: its diagonal and its denominator.
+"""The quotient of ``normalization="token"`` and ``"softmax"``: its diagonal and its denominator.
 
 A row's weights do not change when all its terms are multiplied by one number, and neither does the
 floor below, which is a share of the row's terms.
@@ -6,6 +6,9 @@ floor below, which is a share of the row's terms.
 
 import torch
 from torch import Tensor
+
+# The normalizations whose rows are divided by their sums.
+QUOTIENTS = ("token", "softmax")
 
 # The smallest denominator, as a share of the sum of the absolute terms of the row.
 FLOOR = 0.1

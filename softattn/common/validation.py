@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softattn.common.precision import autocasts
 
-NORMALIZATIONS = ("none", "landmark", "token")
+NORMALIZATIONS = ("none", "landmark", "token", "softmax")
 IMPLEMENTATIONS = ("auto", "eager", "triton")
 ADVICE_ON_MASKS = (
     "mask < 0 is True at the padding of an additive mask, mask == 0 at the padding of a mask that "

@@ -13,7 +13,7 @@ Here c = 1 − P_i M P_iᵀ in self-attention, and 0 in cross-attention, where e
 divided by its largest entry. Without a quotient, O = N = P_q M S and S = P_kᵀ V.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,14 +41,14 @@ def landmark_attention(
     landmarks: Tensor,
     middle: Tensor,
     *,
-    normalization: str,
+    quotient: bool,
+    key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
-    weights = None
-    tensors = (query, key, value, landmarks, middle, weights, key_padding_mask)
-    output, _ = apply(_LandmarkAttention, *tensors, scale, normalization == "token")
+    tensors = (query, key, value, landmarks, middle, key_weights, key_padding_mask)
+    output, _ = apply(_LandmarkAttention, *tensors, scale, quotient)
     return output
 
 
@@ -81,11 +81,10 @@ class _LandmarkAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, output, sums = ctx.saved_tensors
-        arguments: list[Any] = [*tensors, ctx.scale, ctx.quotient]
+        arguments: Any = [*tensors, ctx.scale, ctx.quotient]
         if torch.is_grad_enabled() and not is_compiled():
             return *_gradients_by_products(arguments, grad), None, None, None
-        compute: Callable[..., list[Tensor]]
-        compute = _gradients_operator if is_compiled() else _gradients
+        compute: Any = _gradients_operator if is_compiled() else _gradients
         needed = [bool(need) for need in ctx.needs_input_grad[:_INPUTS]]
         gradients = compute(*arguments, grad, output, sums, needed)
         found = [g if need else None for g, need in zip(gradients, needed, strict=True)]
@@ -115,7 +114,7 @@ class _Landmarks:
         """P, (..., t, m); ``shifted``: with each row divided by its largest entry."""
         exponent = centred @ self.scaled
         exponent.sub_(self.half_norms)
-        if shifted:
+        if shifted and exponent.shape[-1]:
             # What a row has in common, its own norm, drops out.
             return exponent.sub_(exponent.amax(-1, keepdim=True)).exp_()
         exponent.sub_(self.half * centred.square().sum(-1, keepdim=True))

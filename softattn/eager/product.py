@@ -195,6 +195,8 @@ def _(query, key, value, form, *rest):  # type: ignore[no-untyped-def]
 
 
 def _shift(query: Tensor, key: Tensor, padding: Tensor | None, scale: float) -> Tensor:
+    if key.shape[2] == 0:
+        return query.new_zeros((*query.shape[:3], 1), dtype=compute_dtype(query, key))
     tokens = {"query": query, "key": key}
     tiles = Tiles(tokens)
 

@@ -16,13 +16,14 @@ def landmark_attention(
     landmarks: Tensor,
     middle: Tensor,
     *,
-    normalization: str,
+    quotient: bool,
+    key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """See ``Backend.landmark_attention``."""
+    """See ``Backend.landmark_attention``; there are no ``key_weights`` yet."""
+    assert key_weights is None
     padding = _contiguous(key_padding_mask)
-    quotient = normalization == "token"
     output, *_ = _through_landmarks(
         query, key, value, landmarks, middle.float(), padding, scale, quotient
     )

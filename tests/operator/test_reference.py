@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.strategies import NORMALIZATIONS, normal
+from support.strategies import NORMALIZATIONS, QUOTIENTS, normal
 
 from softattn import reference
 
@@ -68,15 +68,21 @@ def test_softmax_free_attention(normalization, crossed):
     for b in range(B):
         for h in range(H):
             points = landmarks[b, h]
+            center = key[b, h].mean(0) if crossed else torch.zeros(D, dtype=torch.float64)
+            logs = [s * float(((key[b, h, j] - center) ** 2).sum()) / 2 for j in range(N_K)]
+            tempering = 8 / max(8, max(logs) - min(logs))
+            key_weights = [math.exp(tempering * (log - max(logs))) for log in logs]
+            if normalization != "softmax":
+                center, key_weights = torch.zeros(D, dtype=torch.float64), [1.0] * N_K
             a = [[k(x, y, s) for y in points] for x in points]
-            ridged = torch.tensor(a, dtype=torch.float64) + 0.05 * torch.eye(M)
+            ridged = torch.tensor(a, dtype=torch.float64) + 0.05 * torch.eye(M, dtype=torch.float64)
             inverse = torch.linalg.inv(ridged).tolist()
             row = [sum(r) ** -0.5 if normalization == "landmark" else 1.0 for r in a]
             for i in range(n):
                 weights = []
                 for j in range(N_K):
                     entry = sum(
-                        k(query[b, h, i], points[p], s)
+                        k(query[b, h, i] + center, points[p], s)
                         * row[p]
                         * inverse[p][r]
                         * row[r]
@@ -84,10 +90,10 @@ def test_softmax_free_attention(normalization, crossed):
                         for p in range(M)
                         for r in range(M)
                     )
-                    if normalization == "token" and not crossed and i == j:
+                    if normalization in QUOTIENTS and not crossed and i == j:
                         entry = 1.0
-                    weights.append(entry)
-                total = sum(weights) if normalization == "token" else 1.0
+                    weights.append(entry * key_weights[j])
+                total = sum(weights) if normalization in QUOTIENTS else 1.0
                 for c in range(D_V):
                     products = (w * float(value[b, h, j, c]) for j, w in enumerate(weights))
                     expected = sum(products) / total

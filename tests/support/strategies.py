@@ -8,7 +8,8 @@ from torch import Tensor
 
 from softattn import reference
 
-NORMALIZATIONS = ("none", "landmark", "token")
+NORMALIZATIONS = ("none", "landmark", "token", "softmax")
+QUOTIENTS = ("token", "softmax")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -73,7 +74,7 @@ class Problem:
         absolute = replace(
             self.to(torch.float64),
             value=self.value.double().abs(),
-            normalization="none" if self.normalization == "token" else self.normalization,
+            normalization="none" if self.normalization in QUOTIENTS else self.normalization,
         )
         return absolute.solve(
             reference.softmax_free_attention, inverse=lambda a: torch.linalg.inv(a).abs()

@@ -1,0 +1,71 @@
+"""The weights of keys that turn a row-normalised Gaussian kernel into softmax.
+
+    softmax_j(s q · k_j) = k(q, k_j) w_j / Σ_j k(q, k_j) w_j,   w_j = exp(s ‖k_j‖² / 2),
+
+since s ‖q‖² / 2, which is the same for all keys, cancels. Softmax does not change when all keys are
+moved by a constant. In cross-attention that is their mean, so that the weights stay close to each
+other: k(q, k_j − μ) = k(q + μ, k_j).
+"""
+
+import torch
+from torch import Tensor
+
+from softattn.common.precision import compute_dtype
+
+# The largest range of log w in a head. A larger one is scaled down to it.
+LARGEST_RANGE = 8.0
+
+
+def softmax_query_and_weights(
+    query: Tensor, key: Tensor | None, scale: float, key_padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The query, moved in cross-attention, and w over its largest, (batch, heads, n_k, 1).
+
+    Where the range of log w is over ``LARGEST_RANGE``, log w is scaled to it; padding weighs 0.
+    """
+    padding = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
+    mean, log_weights = _mean_and_log_weights(query, key, scale, padding)
+    least, largest = _bounds(log_weights, padding)
+    tempering = LARGEST_RANGE / (largest - least).clamp(min=LARGEST_RANGE)
+    weights = (tempering * (log_weights - largest)).exp()
+    if padding is not None:
+        weights = weights.masked_fill(padding, 0)
+    return query if mean is None else (query + mean).to(query.dtype), weights
+
+
+def log_weight_range(
+    query: Tensor, key: Tensor | None, scale: float, key_padding_mask: Tensor | None
+) -> Tensor:
+    """The range of log w over the keys, (batch, heads), before it is limited."""
+    padding = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
+    _, log_weights = _mean_and_log_weights(query, key, scale, padding)
+    least, largest = _bounds(log_weights, padding)
+    return (largest - least)[..., 0, 0]
+
+
+def _mean_and_log_weights(
+    query: Tensor, key: Tensor | None, scale: float, padding: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """The mean key of cross-attention or None, and log w, (batch, heads, n_k, 1)."""
+    keys = query if key is None else key
+    keys = keys.to(compute_dtype(keys))
+    if padding is not None:
+        keys = keys.masked_fill(padding, 0)
+    if key is None:
+        return None, keys.square().sum(-1, keepdim=True) * (scale / 2)
+    left = torch.ones_like(keys[:, :1, :, :1]) if padding is None else (~padding).to(keys.dtype)
+    mean = keys.sum(2, keepdim=True) / left.sum(2, keepdim=True).clamp(min=1)
+    return mean, (keys - mean).square().sum(-1, keepdim=True) * (scale / 2)
+
+
+def _bounds(log_weights: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The least and the largest log w without padding, (batch, heads, 1, 1), 0 without tokens."""
+    if log_weights.shape[2] == 0:
+        nothing = log_weights.sum(2, keepdim=True)
+        return nothing, nothing
+    if padding is None:
+        return log_weights.amin(2, keepdim=True), log_weights.amax(2, keepdim=True)
+    least = log_weights.masked_fill(padding, torch.inf).amin(2, keepdim=True)
+    largest = log_weights.masked_fill(padding, -torch.inf).amax(2, keepdim=True)
+    none_left = padding.all(2, keepdim=True)
+    return least.masked_fill(none_left, 0), largest.masked_fill(none_left, 0)
