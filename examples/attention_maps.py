@@ -6,7 +6,7 @@ Run ``python -m examples.attention_maps``; the two pictures go to docs/figures/.
 from pathlib import Path
 
 import softattn
-from examples.photograph import PLACES, kernel_scale, photograph, photograph_tokens
+from examples.quickstart.photograph import PLACES, kernel_scale, photograph, photograph_tokens
 from softattn import plots
 
 FIGURES = Path("docs/figures")

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import softattn
-from examples.costs import Cost, Grid, Method, measure_costs
-from examples.pictures import AttentionRows, draw_attention_rows
-from examples.report import Report
+from examples.quickstart.costs import Cost, Grid, Method, measure_costs
+from examples.quickstart.pictures import AttentionRows, draw_attention_rows
+from examples.quickstart.report import Report
 
 GRIDS: tuple[Grid, ...] = ((53, 80), (107, 160), (213, 320), (427, 640))
 QUICK_GRIDS: tuple[Grid, ...] = ((16, 24), (27, 40))

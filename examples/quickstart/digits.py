@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import softattn
-from examples.pictures import draw_learning_curves
-from examples.processes import worker_processes
-from examples.report import Report
+from examples.quickstart.pictures import draw_learning_curves
+from examples.quickstart.processes import worker_processes
+from examples.quickstart.report import Report
 
 VARIANTS = {
     "landmark": 'softattn, "landmark"',

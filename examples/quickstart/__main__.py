@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import softattn
-from examples.digits import show_digits
-from examples.photograph import show_attention_rows, show_costs
-from examples.report import Report
+from examples.quickstart.digits import show_digits
+from examples.quickstart.photograph import show_attention_rows, show_costs
+from examples.quickstart.report import Report
 
 
 def main() -> None:

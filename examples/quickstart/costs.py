@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.processes import worker_processes
+from examples.quickstart.processes import worker_processes
 
 Grid = tuple[int, int]
 Attention = Callable[[Tensor, Grid], Tensor]
