@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.imagenet import checkpoint
-from examples.imagenet.atomic import replacing
-from examples.imagenet.errors import InputError
+from examples.training.atomic import replacing
+from examples.training.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from examples.imagenet import checkpoint, official
-from examples.imagenet.registry import MODELS
+from examples.models.registry import MODELS
 
 # The averaged weights are those that the authors evaluate.
 PARTS = ("state_dict_ema", "state_dict", "model")

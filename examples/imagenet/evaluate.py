@@ -1,29 +1,44 @@
-"""Accuracy of a classifier on the images of a split."""
+"""Evaluates a classifier on the images of a split.
 
+    python -m examples.imagenet.evaluate --data PATH --checkpoint best.safetensors
+
+PATH holds val/ with one folder for each class. ``torchrun`` or ``accelerate launch`` uses several
+GPUs and machines.
+"""
+
+import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from jsonargparse import auto_cli
+from timm.data import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from examples.imagenet.images import NO_LABEL, Sample
+from examples.imagenet import loading
+from examples.imagenet.checkpoint import Classifier, describe, load
+from examples.imagenet.images import NO_LABEL, Sample, open_split
+from examples.training.command import Precision, accelerated
+from examples.training.errors import InputError
+from examples.training.screen import Screen
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a split says of a classifier.
+    """The quality of a classifier on a split.
 
     loss: mean cross-entropy, in nats.
     top1: share of images whose class has the largest logit.
-    top5: share of images whose class is among the five largest, or all there are.
-    images: that were scored.
-    unreadable: files that could not be read.
+    top5: share of images whose class is among the five largest, or all if there are fewer.
+    images: number of images that were scored.
+    unreadable: number of files that could not be read.
     images_per_second: of all processes together, reading included.
     """
 
@@ -36,49 +51,46 @@ class Scores:
 
 
 @torch.inference_mode()
-def evaluate(
+def score(
     model: nn.Module,
     batches: DataLoader[Sample],
     num_classes: int,
     accelerator: Accelerator,
-    *,
-    note_unreadable: Callable[[list[str]], None],
-    advance: Callable[[], None],
+    screen: Screen,
 ) -> Scores:
     """Scores ``model`` on the batches of all processes.
 
     Args:
         model: images (batch, channels, height, width) to logits (batch, num_classes).
-        batches: those of this process.
-        num_classes: of the labels.
-        accelerator: whose device and precision are used.
-        note_unreadable: is told of files that could not be read, and may raise.
-        advance: is told of each batch that was scored.
+        batches: of this process.
+        num_classes: number of classes of the labels.
+        accelerator: its device and precision are used.
+        screen: for a bar, and for files that could not be read.
     """
+    device = accelerator.device
     top1, top5 = (
         MulticlassAccuracy(
             num_classes, top_k=min(k, num_classes), average="micro", ignore_index=NO_LABEL
-        ).to(accelerator.device)
+        ).to(device)
         for k in (1, 5)
     )
-    loss = MeanMetric().to(accelerator.device)
-    scored, failed = SumMetric().to(accelerator.device), SumMetric().to(accelerator.device)
+    loss, scored, failed = MeanMetric().to(device), SumMetric().to(device), SumMetric().to(device)
     model.eval()
     start = time.perf_counter()
-    for images, labels, paths in batches:
-        note_unreadable(paths)
-        images = images.to(accelerator.device, non_blocking=True)
-        labels = labels.to(accelerator.device, non_blocking=True)
-        with accelerator.autocast():
-            logits = model(images).float()
-        top1.update(logits, labels)
-        top5.update(logits, labels)
-        count = len(labels) - len(paths)
-        if count:
-            loss.update(F.cross_entropy(logits, labels, ignore_index=NO_LABEL), weight=count)
-        scored.update(count)
-        failed.update(len(paths))
-        advance()
+    with screen.bar("evaluation", len(batches), "batches") as bar:
+        for images, labels, unreadable in batches:
+            screen.note_unreadable(unreadable)
+            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+            with accelerator.autocast():
+                logits = model(images).float()
+            top1.update(logits, labels)
+            top5.update(logits, labels)
+            count = len(labels) - len(unreadable)
+            if count:
+                loss.update(F.cross_entropy(logits, labels, ignore_index=NO_LABEL), weight=count)
+            scored.update(count)
+            failed.update(len(unreadable))
+            bar.advance()
     total = int(scored.compute())
     return Scores(
         loss=float(loss.compute()),
@@ -88,3 +100,64 @@ def evaluate(
         unreadable=int(failed.compute()),
         images_per_second=total / (time.perf_counter() - start),
     )
+
+
+def evaluate(
+    data: Path,
+    checkpoint: Path,
+    batch_size: int = 128,
+    workers: int = min(8, os.cpu_count() or 1),
+    precision: Precision = "auto",
+    skip_unreadable: bool = False,
+) -> None:
+    """Prints the top-1 and top-5 accuracy of a checkpoint.
+
+    Args:
+        data: folder with val/, which has one folder for each class.
+        checkpoint: a safetensors file of ``examples.imagenet.train`` or ``convert``.
+        batch_size: images of one process in one forward pass.
+        workers: processes that read images, for each process that evaluates.
+        precision: of matrix products; auto is bf16 on a GPU that has it.
+        skip_unreadable: skip files that cannot be read.
+    """
+    with accelerated(precision) as accelerator:
+        screen = Screen(accelerator.is_main_process, skip_unreadable)
+        classifier = describe(checkpoint)
+        model: Any = load(checkpoint).to(accelerator.device)
+        preparation = classifier.preparation or resolve_model_data_config(model)
+        folder = open_split(data, "val")
+        _check_classes(folder.classes, classifier, model.num_classes)
+        share = loading.Share.of(accelerator, workers)
+        batches = loading.evaluation_batches(folder, preparation, batch_size, share)
+        scores = score(model, batches, model.num_classes, accelerator, screen)
+        screen.print(
+            f"{checkpoint}, {classifier.name}: top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}, "
+            f"loss {scores.loss:.4f} on {scores.images} images"
+            + (f" ({scores.unreadable} unreadable)" if scores.unreadable else "")
+            + f", {scores.images_per_second:.0f} images a second"
+        )
+
+
+def _check_classes(found: list[str], classifier: Classifier, num_classes: int) -> None:
+    known = classifier.classes or found
+    if found == known and len(found) == num_classes:
+        return
+    differing = ", ".join(sorted(set(found) ^ set(known)))
+    raise InputError(
+        f"the model has {num_classes} classes and val/ has {len(found)}"
+        + (f"; only one of them has {differing}" if differing else "")
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluates as the command line says, or prints what is wrong with it."""
+    auto_cli(
+        evaluate,
+        args=arguments,
+        as_positional=False,
+        prog="python -m examples.imagenet.evaluate",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.imagenet.model import GRIDS
+from examples.models.transformer import REDUCTIONS
 
 Shape = tuple[int, ...]
+
+# The class token and the last map of an image of 224 × 224.
+_LAST_POSITIONS = 1 + (224 // REDUCTIONS[-1]) ** 2
 
 # The stage, from 1, and the block of a parameter's name.
 _BLOCK = r"block([1-4])\.(\d+)\."
@@ -78,7 +81,7 @@ def _origin(name: str, shape: Shape) -> _Origin:
         )
     if name == "stages.3.cls_token":
         return _Origin(
-            {"cls_token": shape, "pos_embed4": (1, 1 + GRIDS[3] ** 2, shape[-1])},
+            {"cls_token": shape, "pos_embed4": (1, _LAST_POSITIONS, shape[-1])},
             lambda token, positions: token + positions[:, :1],
         )
     if match := re.fullmatch(r"stages\.3\.blocks\.(\d+)\.attn\.qkv\.(\w+)", name):

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.imagenet.macs import count_macs
-from examples.imagenet.model import PUBLISHED_PINV
-from examples.imagenet.registry import NORMALIZATIONS
+from examples.models.registry import NORMALIZATIONS
+from examples.models.transformer import PUBLISHED_PINV
 
 # Top-1 accuracy on ImageNet-1K at 224 × 224 in per cent, as the authors publish it (SOFT, NeurIPS
 # 2021, and the README of github.com/fudan-zvg/SOFT). Nothing here was trained to confirm it.

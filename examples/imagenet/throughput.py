@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import nn
 
 import softattn
-from examples.imagenet.atomic import replacing
-from examples.imagenet.registry import MODELS
+from examples.models.registry import MODELS
+from examples.training.atomic import replacing
 
 ROUNDS = 5
 LEAST_SECONDS = 0.3

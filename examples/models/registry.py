@@ -1,13 +1,20 @@
-"""The ten published classifiers by name: ``timm.create_model("soft_tiny")``, and so on."""
+"""Backbones by name: ``timm.create_model("soft_tiny")``, and so on.
 
+There are five sizes, tiny, small, medium, large and huge, of three families: ``soft`` and
+``soft_norm`` as published, and ``softmax``, their twins.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from examples.imagenet.model import SoftmaxFreeTransformer
+from examples.models.transformer import PyramidTransformer, SoftmaxFreeTransformer
+from examples.models.twins import SoftmaxTwin
 
-# Features and depths of the stages. The published table gives SOFT-Small 24 M parameters, which is
-# what these depths make; those in the authors' code, 1, 3, 20, 4, make 38.9 M.
+# Features and depths of the stages. The published table gives SOFT-Small 24 M parameters, which
+# these depths have; those in the authors' code, 1, 3, 20, 4, have 38.9 M.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dims": (64, 128, 320, 512), "depths": (1, 2, 3, 2)},
     "small": {"embed_dims": (64, 128, 320, 512), "depths": (1, 3, 7, 4)},
@@ -16,9 +23,17 @@ SIZES: dict[str, dict[str, Any]] = {
     "huge": {"embed_dims": (64, 128, 352, 512), "depths": (1, 5, 49, 5)},
 }
 NORMALIZATIONS = {"soft": "none", "soft_norm": "landmark"}
+FAMILIES: dict[str, Callable[..., PyramidTransformer]] = {
+    **{
+        family: partial(SoftmaxFreeTransformer, normalization=normalization)
+        for family, normalization in NORMALIZATIONS.items()
+    },
+    "softmax": SoftmaxTwin,
+}
 MODELS = [f"{family}_{size}" for family in NORMALIZATIONS for size in SIZES]
+TWINS = [f"softmax_{size}" for size in SIZES]
 
-# How images are prepared for any of them.
+# How images are prepared for each of them.
 IMAGES = {
     "input_size": (3, 224, 224),
     "num_classes": 1000,
@@ -28,85 +43,28 @@ IMAGES = {
     "classifier": "head",
 }
 
-# timm reads this by its name.
-default_cfgs = generate_default_cfgs({name: IMAGES for name in MODELS})
+# timm looks for this name.
+default_cfgs = generate_default_cfgs({name: IMAGES for name in MODELS + TWINS})
 
 
-def build(
-    model: type[SoftmaxFreeTransformer], name: str, pretrained: bool, **options: Any
-) -> SoftmaxFreeTransformer:
-    """A model of the size that its name ends in; ``options`` go before the size's."""
-    return build_model_with_cfg(
-        model,
-        name,
-        pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**SIZES[name.rpartition("_")[2]], **options},
-    )
+def _register(name: str) -> None:
+    family, _, size = name.rpartition("_")
+
+    def create(pretrained: bool = False, **options: Any) -> PyramidTransformer:
+        features: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+        if options.get("features_only"):
+            features |= {key: options.pop(key) for key in ("norm", "output_fmt") if key in options}
+        return build_model_with_cfg(
+            FAMILIES[family],
+            name,
+            pretrained,
+            feature_cfg=features,
+            **{**SIZES[size], **options},
+        )
+
+    create.__name__ = name
+    register_model(create)
 
 
-def _create(name: str, pretrained: bool, **options: Any) -> SoftmaxFreeTransformer:
-    normalization = NORMALIZATIONS[name.rpartition("_")[0]]
-    return build(
-        SoftmaxFreeTransformer, name, pretrained, **{"normalization": normalization, **options}
-    )
-
-
-@register_model
-def soft_tiny(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Tiny: 13 M parameters."""
-    return _create("soft_tiny", pretrained, **options)
-
-
-@register_model
-def soft_small(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Small: 24 M parameters."""
-    return _create("soft_small", pretrained, **options)
-
-
-@register_model
-def soft_medium(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Medium: 45 M parameters."""
-    return _create("soft_medium", pretrained, **options)
-
-
-@register_model
-def soft_large(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Large: 64 M parameters."""
-    return _create("soft_large", pretrained, **options)
-
-
-@register_model
-def soft_huge(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Huge: 87 M parameters."""
-    return _create("soft_huge", pretrained, **options)
-
-
-@register_model
-def soft_norm_tiny(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Norm-Tiny: 13 M parameters."""
-    return _create("soft_norm_tiny", pretrained, **options)
-
-
-@register_model
-def soft_norm_small(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Norm-Small: 24 M parameters."""
-    return _create("soft_norm_small", pretrained, **options)
-
-
-@register_model
-def soft_norm_medium(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Norm-Medium: 45 M parameters."""
-    return _create("soft_norm_medium", pretrained, **options)
-
-
-@register_model
-def soft_norm_large(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Norm-Large: 64 M parameters."""
-    return _create("soft_norm_large", pretrained, **options)
-
-
-@register_model
-def soft_norm_huge(pretrained: bool = False, **options: Any) -> SoftmaxFreeTransformer:
-    """SOFT-Norm-Huge: 87 M parameters."""
-    return _create("soft_norm_huge", pretrained, **options)
+for _name in MODELS + TWINS:
+    _register(_name)

@@ -1,40 +1,32 @@
-"""What a training did, epoch by epoch: a table, TensorBoard's events and a picture."""
+"""The measurements of a training, epoch by epoch: a table, TensorBoard's events and a picture."""
 
 import csv
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch.utils.tensorboard import SummaryWriter
 
-from examples.imagenet.atomic import replacing
+from examples.training.atomic import replacing
+
+# Columns of the table; "epoch" counts from 1.
+Epoch = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch.
+class Panel:
+    """A panel of the picture.
 
-    epoch: its number, from 1.
-    updates: of the optimiser since the start.
-    lr: learning rate of its last update.
-    train_loss: mean over its updates, mixup and label smoothing included.
-    val_loss: mean cross-entropy after it.
-    top1: share of validation images whose class had the largest logit.
-    top5: share of those whose class was among the five largest.
-    images_per_second: in training, of all processes together.
-    unreadable: training files that were met since the run was last started, and could not be read.
+    ylabel: what the curves show, and its unit.
+    curves: the label of each column that is drawn.
+    percent: whether the values are shares, to be shown in per cent.
     """
 
-    epoch: int
-    updates: int
-    lr: float
-    train_loss: float
-    val_loss: float
-    top1: float
-    top5: float
-    images_per_second: float
-    unreadable: int
+    ylabel: str
+    curves: dict[str, str]
+    percent: bool = False
 
 
 class History:
@@ -42,54 +34,55 @@ class History:
 
     Args:
         folder: where metrics.csv, curves.png and TensorBoard's events are written.
+        score: the column whose largest value is best.
+        panels: of the picture.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, score: str, panels: Sequence[Panel]) -> None:
         self.folder = folder
+        self.score = score
+        self.panels = panels
         self.epochs: list[Epoch] = []
         self._events: SummaryWriter | None = None
 
     @property
     def best(self) -> Epoch | None:
-        """The first with the best top-1 accuracy."""
-        return max(self.epochs, key=lambda epoch: epoch.top1, default=None)
+        """The first epoch with the best score."""
+        return max(self.epochs, key=lambda epoch: epoch[self.score], default=None)
 
     def write(self) -> None:
-        """Brings the table and TensorBoard's events to the last epoch."""
-        epoch = self.epochs[-1]
+        """Updates the table and TensorBoard's events to the last epoch."""
+        last = self.epochs[-1]
         with replacing(self.folder / "metrics.csv") as partial, partial.open("w") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Epoch)])
+            writer = csv.DictWriter(file, list(last))
             writer.writeheader()
-            writer.writerows(map(asdict, self.epochs))
+            writer.writerows(self.epochs)
+        number = int(last["epoch"])
         if self._events is None:
-            # After an interruption, epochs that are gone through again no longer count.
-            self._events = SummaryWriter(str(self.folder), purge_step=epoch.epoch)
-        for name, value in asdict(epoch).items():
+            # After an interruption, the events of epochs that run again are void.
+            self._events = SummaryWriter(str(self.folder), purge_step=number)
+        for name, value in last.items():
             if name != "epoch":
-                self._events.add_scalar(name, value, epoch.epoch)
+                self._events.add_scalar(name, value, number)
         self._events.flush()
 
     def draw(self) -> Path:
-        """Draws losses and accuracies over the epochs; returns the picture's path."""
+        """Draws the panels over the epochs; returns the path of the picture."""
         path = self.folder / "curves.png"
-        figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
-        losses, accuracies = figure.subplots(1, 2)
-        numbers = [epoch.epoch for epoch in self.epochs]
-        for axes, curves in (
-            (losses, {"train_loss": "training", "val_loss": "validation"}),
-            (accuracies, {"top1": "top-1", "top5": "top-5"}),
-        ):
-            for name, label in curves.items():
-                values = [getattr(epoch, name) for epoch in self.epochs]
+        figure = Figure(figsize=(4.5 * len(self.panels), 3.4), layout="constrained", dpi=150)
+        numbers = [epoch["epoch"] for epoch in self.epochs]
+        for index, panel in enumerate(self.panels):
+            axes = figure.add_subplot(1, len(self.panels), index + 1)
+            for name, label in panel.curves.items():
+                values = [epoch[name] for epoch in self.epochs]
                 axes.plot(numbers, values, label=label, marker="." if len(numbers) < 40 else "")
-            axes.set_xlabel("epoch")
+            axes.set(xlabel="epoch", ylabel=panel.ylabel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if panel.percent:
+                axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
             axes.spines[["top", "right"]].set_visible(False)
-        losses.set_ylabel("cross-entropy in nats")
-        accuracies.set_ylabel("accuracy on the validation images")
-        accuracies.yaxis.set_major_formatter(PercentFormatter(1))
         with replacing(path) as partial:
             figure.savefig(partial)
         return path

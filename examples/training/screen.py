@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""Messages and progress bars of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from examples.imagenet.images import UnreadableImage
+from examples.training.errors import UnreadableFile
 
 
 class Screen:
-    """Lines and bars of the first process; the others are silent but for unreadable files.
+    """Messages and bars of the first process. Other processes report unreadable files only.
 
     Args:
         shown: whether this is the first process.
-        skip_unreadable: whether files that cannot be read are passed over.
+        skip_unreadable: whether to skip files that cannot be read, instead of raising.
     """
 
     def __init__(self, shown: bool, skip_unreadable: bool) -> None:
@@ -50,7 +50,7 @@ class Screen:
 
     @contextmanager
     def bar(self, description: str, total: int, unit: str, done: int = 0) -> Iterator["Bar"]:
-        """A bar that is there for the time of the block."""
+        """Shows a bar while the block runs."""
         self._progress.start()
         task = self._progress.add_task(description, total=total, completed=done, unit=unit)
         try:
@@ -63,23 +63,26 @@ class Screen:
     def note_unreadable(self, messages: list[str]) -> None:
         """Counts and prints files that could not be read, in every process.
 
+        Args:
+            messages: one for each file.
+
         Raises:
-            UnreadableImage: they are not to be passed over.
+            UnreadableFile: such files are not to be skipped.
         """
         if messages and not self._skip_unreadable:
-            raise UnreadableImage(f"{messages[0]}; --skip_unreadable passes over such files")
+            raise UnreadableFile(f"{messages[0]}; --skip_unreadable skips such files")
         self.unreadable += len(messages)
         for message in messages:
-            self._console.print(f"passed over {message}", markup=False)
+            self._console.print(f"skipped {message}", markup=False)
 
 
 class Bar:
-    """A bar that can be moved on."""
+    """A progress bar."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def advance(self, by: int = 1, description: str | None = None) -> None:
-        """Moves it on, and says something new beside it."""
+        """Advances the bar, and replaces its description if one is given."""
         self._progress.update(self._task, advance=by, description=description)

@@ -1,51 +1,43 @@
-"""An interrupted training on disk, and going on from there."""
+"""The state of a training in one file, from which an interrupted run continues.
 
-from dataclasses import asdict
+``Accelerator.save_state`` writes a folder of several files. One file can be replaced as a whole, so
+that a crash while saving leaves the last snapshot intact.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from examples.imagenet.atomic import replacing
-from examples.imagenet.errors import InputError
-from examples.imagenet.history import Epoch, History
-from examples.imagenet.training import Training
+from examples.training.atomic import replacing
+from examples.training.errors import InputError
 
 
-def save(path: Path, training: Training, history: History, circumstances: dict[str, Any]) -> None:
-    """Writes all that ``resume`` needs, whole or not at all.
+def save(path: Path, state: dict[str, Any], circumstances: dict[str, Any]) -> None:
+    """Writes a state, whole or not at all.
 
     Args:
         path: of the file.
-        training: as far as it is.
-        history: as far as it is.
-        circumstances: what must be the same for a run to go on.
+        state: tensors, numbers, strings, and lists and dicts of them.
+        circumstances: what must be the same for a run to continue.
     """
     with replacing(path) as partial:
-        torch.save(
-            {
-                "circumstances": circumstances,
-                "training": training.state_dict(),
-                "history": [asdict(epoch) for epoch in history.epochs],
-            },
-            partial,
-        )
+        torch.save({"circumstances": circumstances, "state": state}, partial)
 
 
-def resume(path: Path, training: Training, history: History, circumstances: dict[str, Any]) -> None:
-    """Takes ``training`` and ``history`` to where the run in ``path`` was.
+def load(path: Path, circumstances: dict[str, Any]) -> dict[str, Any]:
+    """The state in a file of ``save``.
 
     Raises:
-        InputError: the file cannot be read, or that run was another; what differs is listed.
+        InputError: the file cannot be read, or its circumstances differ; the message lists how.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        before = state["circumstances"]
-        epochs = [Epoch(**epoch) for epoch in state["history"]]
-    # What a damaged or foreign file makes PyTorch raise is of many kinds.
+        file = torch.load(path, map_location="cpu", weights_only=True)
+        before, state = file["circumstances"], file["state"]
+    # A damaged or foreign file makes PyTorch raise errors of many types.
     except Exception as error:
         raise InputError(
-            f"{path} cannot be read as a snapshot; remove it to begin anew, or give another --out "
+            f"{path} cannot be read as a snapshot; remove it to start again, or give another --out "
             f"({type(error).__name__}: {error})"
         ) from error
     differing = [
@@ -55,11 +47,10 @@ def resume(path: Path, training: Training, history: History, circumstances: dict
     ]
     if differing:
         raise InputError(
-            f"{path} is of another run; give another --out, or make this one the same\n  "
+            f"{path} belongs to another run; give another --out, or make this run the same\n  "
             + "\n  ".join(differing)
         )
-    training.load_state_dict(state["training"])
-    history.epochs[:] = epochs
+    return state
 
 
 def _difference(name: str, then: Any, now: Any) -> str:

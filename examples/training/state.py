@@ -1,77 +1,59 @@
-"""A model in training: its state, and what one update does."""
+"""A model in training: its state, and one update of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from examples.imagenet.randomness import seed_all
-from examples.imagenet.recipe import Recipe
+from examples.training.errors import Diverged
+from examples.training.randomness import seed_all
 
-
-class Diverged(ArithmeticError):
-    """The loss is not finite any more."""
+# The loss of a network on a batch, whatever a batch is.
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class Training:
-    """A model, its moving average, optimiser and schedule, and how far they are.
+    """A model with its moving average, optimiser and schedule, and how far they are.
 
     Args:
-        recipe: of the training.
-        model: to train; it is moved to the accelerator's device.
-        num_classes: of the labels.
-        updates_per_epoch: as ``loading.updates_per_epoch`` has it.
-        accelerator: with the recipe's gradient accumulation.
-        channels_last: whether images and convolutions keep their channels adjacent in memory.
+        model: on the accelerator's device.
+        loss: mean over a batch; the network that it is given is ``model`` as accelerate wraps it.
+        optimizer: of the parameters of ``model``.
+        schedule: of the optimiser, by updates.
+        accelerator: with the number of batches of an update as its gradient accumulation.
+        updates_per_epoch: number of updates in an epoch.
+        seed: of everything random in an update.
+        clip_grad: largest norm of the gradient.
+        ema_decay: of the moving average of the weights; no average by default.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
         model: nn.Module,
-        num_classes: int,
-        updates_per_epoch: int,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        schedule: Scheduler,
         accelerator: Accelerator,
-        channels_last: bool = False,
+        *,
+        updates_per_epoch: int,
+        seed: int,
+        clip_grad: float,
+        ema_decay: float | None = None,
     ) -> None:
-        self.recipe = recipe
-        self.num_classes = num_classes
-        self.updates_per_epoch = updates_per_epoch
+        self.model = model
+        self.loss = loss
+        self.schedule = schedule
         self.accelerator = accelerator
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(accelerator.device).to(memory_format=self.memory_format)
-        self.average = ModelEmaV3(self.model, recipe.ema_decay) if recipe.ema_decay else None
-        optimizer = create_optimizer_v2(
-            self.model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay
-        )
-        self.schedule, _ = create_scheduler_v2(
-            optimizer,
-            num_epochs=recipe.epochs,
-            min_lr=recipe.min_lr,
-            warmup_lr=recipe.warmup_lr,
-            warmup_epochs=recipe.warmup_epochs,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-        self.network, self.optimizer = accelerator.prepare(self.model, optimizer)
-        self.mixup = (
-            Mixup(
-                recipe.mixup,
-                recipe.cutmix,
-                label_smoothing=recipe.label_smoothing,
-                num_classes=num_classes,
-            )
-            if recipe.mixes
-            else None
-        )
+        self.updates_per_epoch = updates_per_epoch
+        self.seed = seed
+        self.clip_grad = clip_grad
+        self.average = ModelEmaV3(model, ema_decay) if ema_decay else None
+        self.network, self.optimizer = accelerator.prepare(model, optimizer)
         self.updates = 0
         self._epoch_loss = torch.zeros((), device=accelerator.device)
 
@@ -82,47 +64,45 @@ class Training:
 
     @property
     def updates_into_epoch(self) -> int:
-        """Updates done in that epoch."""
+        """Number of updates done in that epoch."""
         return self.updates % self.updates_per_epoch
 
     @property
     def learning_rate(self) -> float:
-        """Of the last update."""
+        """Learning rate of the last update."""
         return self.optimizer.param_groups[0]["lr"]
 
     @property
     def evaluated(self) -> nn.Module:
-        """What is evaluated and kept: the moving average, where there is one."""
+        """The model to evaluate and keep: the moving average if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def update(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """One step of the optimiser over batches of images and labels."""
+    def update(self, batches: Sequence[Any]) -> None:
+        """One step of the optimiser, with the mean gradient over ``batches``."""
         if self.updates_into_epoch == 0:
             self._epoch_loss.zero_()
         self.network.train()
         self.schedule.step_update(self.updates)
-        for step, (images, labels) in enumerate(batches):
-            seed_all("update", self.recipe.seed, self.updates, step, self.accelerator.process_index)
+        for step, batch in enumerate(batches):
+            seed_all("update", self.seed, self.updates, step, self.accelerator.process_index)
             with self.accelerator.accumulate(self.network):
-                loss = self._loss(*self._on_device(images, labels))
+                loss = self.loss(self.network, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(
-                        self.network.parameters(), self.recipe.clip_grad
-                    )
+                    self.accelerator.clip_grad_norm_(self.network.parameters(), self.clip_grad)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            # No value is read, so that a GPU need not wait.
+            # The value stays on the device, so that a GPU need not wait.
             self._epoch_loss += self.accelerator.reduce(loss.detach(), "mean") / len(batches)
         if self.average is not None:
             self.average.update(self.model)
         self.updates += 1
 
     def mean_loss(self) -> float:
-        """Mean over the updates of the epoch so far, and over all processes.
+        """Mean loss over the updates of the epoch so far, and over all processes.
 
         Raises:
-            Diverged: it is not finite.
+            Diverged: the mean is not finite.
         """
         loss = float(self._epoch_loss) / ((self.updates - 1) % self.updates_per_epoch + 1)
         if not abs(loss) < float("inf"):
@@ -133,12 +113,12 @@ class Training:
         return loss
 
     def share_buffers(self) -> None:
-        """Gives all processes the buffers of the first, which alone are kept."""
+        """Copies the buffers of the first process, which alone are saved, to all processes."""
         for buffer in self.evaluated.buffers():
             broadcast(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that ``load_state_dict`` needs to go on from here, to the bit."""
+        """All that ``load_state_dict`` needs to continue with the same bits."""
         scaler = self.accelerator.scaler
         return {
             "updates": self.updates,
@@ -150,7 +130,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to where ``state_dict`` was taken."""
+        """Returns to the state of ``state_dict``."""
         self.updates = state["updates"]
         self._epoch_loss.copy_(state["epoch_loss"])
         self.model.load_state_dict(state["model"])
@@ -159,15 +139,3 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        device = self.accelerator.device
-        images = images.to(device, non_blocking=True, memory_format=self.memory_format)
-        return images, labels.to(device, non_blocking=True)
-
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        if self.mixup is None:
-            logits = self.network(images)
-            return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        images, mixed = self.mixup(images, labels)
-        return F.cross_entropy(self.network(images), mixed)
