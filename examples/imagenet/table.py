@@ -1,7 +1,6 @@
 """A table of the ten classifiers: ``python -m examples.imagenet.table``."""
 
 import timm
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -59,9 +58,8 @@ def model_table() -> Table:
 
 
 def count_parameters(name: str) -> int:
-    """Of a timm model, none of which is allocated."""
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    """Number of parameters of a timm model, which is not allocated."""
+    model = timm.create_model(name, device="meta")
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -362,9 +362,7 @@ def test_a_truncated_image_is_named_or_passed_over(own_digits, tmp_path, capsys,
     assert str(image) in capsys.readouterr().out
     assert metrics(tmp_path / "run")[0]["unreadable"] == ("1" if split == "train" else "0")
     weights = str(tmp_path / "run" / "last.safetensors")
-    evaluate.main(
-        ["--data", str(own_digits), "--checkpoint", weights, "--skip_unreadable", "true"]
-    )
+    evaluate.main(["--data", str(own_digits), "--checkpoint", weights, "--skip_unreadable", "true"])
     said = capsys.readouterr().out
     assert ("on 23 images (1 unreadable)" if split == "val" else "on 24 images,") in said
 

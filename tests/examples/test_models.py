@@ -133,8 +133,6 @@ def test_feature_maps_of_the_first_stages_need_no_other():
     model = small_model()
     last, maps = model.forward_intermediates(torch.randn(1, 3, 64, 64), [1], stop_early=True)
     assert last is maps[0]
-    with pytest.raises(ValueError, match="NCHW"):
-        model.forward_intermediates(torch.randn(1, 3, 64, 64), output_fmt="NLC")
 
 
 def test_gradient_checkpointing_changes_no_gradient():
