@@ -77,6 +77,7 @@ class PyramidTransformer(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = embed_dims[-1]
@@ -85,44 +86,26 @@ class PyramidTransformer(nn.Module):
             for index, (dim, reduction) in enumerate(zip(embed_dims, REDUCTIONS, strict=True))
         ]
 
-        heads = [dim // HEAD_DIM for dim in embed_dims]
         patch_embeds = [
             stem(in_chans, embed_dims[0], **factory),
             *(downsample(*dims, **factory) for dims in pairwise(embed_dims)),
         ]
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        block_options = {"proj_drop": proj_drop_rate, **factory}
         self.stages = nn.Sequential()
         for stage, (dim, grid) in enumerate(zip(embed_dims, _grids(img_size), strict=True)):
-            make_stage: type[Stage]
-            blocks: list[nn.Module]
-            if stage < 3:
-                make_stage = Stage
-                blocks = [
-                    PostNormBlock(
-                        dim,
-                        make_attention(stage, dim, heads[stage]),
-                        mlp_ratio=mlp_ratio,
-                        drop_path=drop_path,
-                        **block_options,
-                    )
-                    for drop_path in drop_paths[stage]
-                ]
-            else:
-                make_stage = ClassTokenStage
-                blocks = [
-                    Block(
-                        dim,
-                        heads[stage],
-                        qkv_bias=True,
-                        norm_layer=LayerNorm,
-                        drop_path=drop_path,
-                        **block_options,
-                    )
-                    for drop_path in drop_paths[stage]
-                ]
+            heads, options = dim // HEAD_DIM, {"proj_drop": proj_drop_rate, **factory}
+            blocks: list[nn.Module] = [
+                PostNormBlock(
+                    dim, make_attention(stage, dim, heads), mlp_ratio, drop_path=rate, **options
+                )
+                if stage < 3
+                else Block(
+                    dim, heads, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate, **options
+                )
+                for rate in drop_paths[stage]
+            ]
+            make_stage = Stage if stage < 3 else ClassTokenStage
             self.stages.append(make_stage(dim, grid, patch_embeds[stage], blocks, **factory))
-
         self.norm: nn.Module = LayerNorm(self.num_features, **factory)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = self._classifier(**factory)
