@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a test run of a few seconds",
+        help="a short test run",
     )
     arguments = parser.parse_args()
     out: Path = arguments.out

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 INK = "#24292f"
@@ -117,7 +118,9 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
         error = 1 - np.array(runs)
         epochs = np.arange(1, error.shape[1] + 1)
         dashes = "--" if variant.startswith("softmax") else "-"
-        axes.plot(epochs, error.mean(0), dashes, color=colour, lw=2, label=variant)
+        axes.plot(
+            epochs, error.mean(0), dashes, color=colour, lw=2, marker="o", ms=4, label=variant
+        )
         axes.fill_between(epochs, error.min(0), error.max(0), color=colour, alpha=0.13, lw=0)
     axes.set_yscale("log")
     axes.invert_yaxis()
@@ -128,9 +131,12 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("test accuracy (logarithmic in the error)", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = max(map(len, curves.values()))
     axes.set_title(
-        f"Handwritten digits: one network, four attentions, {seeds} seeds", loc="left", color=INK
+        f"Handwritten digits: one network, four attentions, {seeds} seed{'s' * (seeds > 1)}",
+        loc="left",
+        color=INK,
     )
     axes.legend(edgecolor="white", framealpha=1, labelcolor=INK, loc="lower right")
     figure.savefig(path, dpi=140)
