@@ -131,7 +131,7 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("test accuracy (logarithmic in the error)", color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     seeds = max(map(len, curves.values()))
     axes.set_title(
         f"Handwritten digits: one network, four attentions, {seeds} seed{'s' * (seeds > 1)}",

@@ -34,9 +34,7 @@ from examples.imagenet import (
 )
 from examples.imagenet.recipe import Recipe
 from examples.models.registry import MODELS
-from examples.training import atomic, history, interruption
 from examples.training.errors import InputError
-from examples.training.interruption import noticing_interruption
 from examples.training.state import Training
 
 CONFIGS = ROOT / "examples" / "imagenet" / "configs"
@@ -472,40 +470,3 @@ def test_the_published_recipes():
         assert recipe == Recipe(model=name, lr=lr, batch_size=batch_size)
         assert (recipe.epochs, recipe.warmup_epochs, recipe.clip_grad) == (300, 10, 1.0)
         assert (recipe.min_lr, recipe.weight_decay) == (5e-5, 0.05)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "folder" / "file.txt"
-    with atomic.replacing(path) as partial:
-        partial.write_text("old")
-    with pytest.raises(RuntimeError), atomic.replacing(path) as partial:
-        partial.write_text("half of the n")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_handlers_of_signals_come_back():
-    before = signal.getsignal(signal.SIGTERM)
-    said = []
-    with noticing_interruption(said.append) as noticed:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert noticed.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert said == ["SIGTERM: stopping soon, and saving; again to stop at once"]
-
-
-def test_a_later_signal_ends_the_program(monkeypatch):
-    monkeypatch.setattr(interruption, "SECONDS_OF_ONE_REQUEST", 0.0)
-    with pytest.raises(KeyboardInterrupt), noticing_interruption(print):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_the_first_best_epoch_is_the_best(tmp_path):
-    past = history.History(tmp_path, "score", ())
-    assert past.best is None
-    for number, score in enumerate((0.5, 0.7, 0.7), 1):
-        past.epochs.append({"epoch": number, "score": score})
-    assert past.best["epoch"] == 2
