@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from timm.data import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
@@ -151,12 +151,14 @@ def _check_classes(found: list[str], classifier: Classifier, num_classes: int) -
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluates as the command line says, or prints what is wrong with it."""
-    auto_cli(
-        evaluate,
-        args=arguments,
-        as_positional=False,
-        prog="python -m examples.imagenet.evaluate",
+    parser = ArgumentParser(
+        prog="python -m examples.imagenet.evaluate", description=(__doc__ or "").splitlines()[0]
     )
+    parser.add_function_arguments(evaluate, skip={"skip_unreadable"})
+    parser.add_argument(
+        "--skip_unreadable", action="store_true", help="skip files that cannot be read"
+    )
+    evaluate(**parser.parse_args(arguments).as_dict())
 
 
 if __name__ == "__main__":

@@ -101,14 +101,14 @@ def approximation_errors(tokens: Tensor, grid: Grid) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     sample = torch.randperm(tokens.shape[2], generator=generator)[:SAMPLED_ROWS]
     rows = tokens[:, :, sample]
-    answer = softattn.gaussian_attention(
+    expected = softattn.gaussian_attention(
         rows, tokens, tokens, normalize=True, scale=kernel_scale(tokens)
     )
 
     errors = {}
     for name, method in SOFTMAX_FREE.items():
         output = method.attention(tokens, grid)[:, :, sample]
-        errors[name] = float((output - answer).norm() / answer.norm())
+        errors[name] = float((output - expected).norm() / expected.norm())
     return errors
 
 

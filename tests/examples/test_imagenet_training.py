@@ -211,7 +211,7 @@ def test_trainings_are_compared(uninterrupted, tmp_path, monkeypatch, capsys):
     folders = [Path("a"), Path("b"), Path("c")]
     names = [run.name for run in compare.told_apart(runs, folders)]
     assert names == ["resnet18", "soft_tiny (b)", "soft_tiny (c)"]
-    with pytest.raises(InputError, match=r"metrics\.csv is not there"):
+    with pytest.raises(InputError, match=r"metrics\.csv does not exist"):
         compare.read(tmp_path)
 
 
@@ -360,7 +360,7 @@ def test_a_truncated_image_is_named_or_passed_over(own_digits, tmp_path, capsys,
     assert str(image) in capsys.readouterr().out
     assert metrics(tmp_path / "run")[0]["unreadable"] == ("1" if split == "train" else "0")
     weights = str(tmp_path / "run" / "last.safetensors")
-    evaluate.main(["--data", str(own_digits), "--checkpoint", weights, "--skip_unreadable", "true"])
+    evaluate.main(["--data", str(own_digits), "--checkpoint", weights, "--skip_unreadable"])
     said = capsys.readouterr().out
     assert ("on 23 images (1 unreadable)" if split == "val" else "on 24 images,") in said
 
