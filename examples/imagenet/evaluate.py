@@ -77,7 +77,7 @@ def score(
     loss, scored, failed = MeanMetric().to(device), SumMetric().to(device), SumMetric().to(device)
     model.eval()
     start = time.perf_counter()
-    with screen.bar("evaluation", len(batches), "batches") as bar:
+    with screen.bar("evaluation", len(batches), "batches") as advance:
         for images, labels, unreadable in batches:
             screen.note_unreadable(unreadable)
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
@@ -90,7 +90,7 @@ def score(
                 loss.update(F.cross_entropy(logits, labels, ignore_index=NO_LABEL), weight=count)
             scored.update(count)
             failed.update(len(unreadable))
-            bar.advance()
+            advance()
     total = int(scored.compute())
     return Scores(
         loss=float(loss.compute()),

@@ -13,7 +13,7 @@ from examples.training import snapshot
 from examples.training.errors import InputError
 from examples.training.history import Epoch, History
 from examples.training.interruption import Interrupted, Interruption, noticing_interruption
-from examples.training.screen import Bar, Screen
+from examples.training.screen import Advance, Screen
 from examples.training.state import Training
 
 # Number of updates between two readings of the loss, or of the other processes' signals. Each
@@ -108,10 +108,10 @@ class Loop:
         total = self.epochs * training.updates_per_epoch
         with (
             noticing_interruption(self.screen.print) as interruption,
-            self.screen.bar("training", total, "updates", training.updates) as bar,
+            self.screen.bar("training", total, "updates", training.updates) as advance,
         ):
             while training.epoch < self.epochs:
-                self._close_epoch(self._train_epoch(bar, interruption))
+                self._close_epoch(self._train_epoch(advance, interruption))
                 self._stop_if_interrupted(interruption)
         if self.accelerator.is_main_process:
             self.history.draw()
@@ -132,7 +132,7 @@ class Loop:
                 "machines share"
             )
 
-    def _train_epoch(self, bar: Bar, interruption: Interruption) -> float:
+    def _train_epoch(self, advance: Advance, interruption: Interruption) -> float:
         """Does the rest of an epoch; returns images per second."""
         training = self.training
         description = f"epoch {training.epoch + 1} of {self.epochs}"
@@ -146,7 +146,7 @@ class Loop:
         for batches in self.task.batches(training.epoch, training.updates_into_epoch):
             training.update(batches)
             look = training.updates % LOOK_EVERY == 0
-            bar.advance(
+            advance(
                 description=f"{description}, loss {training.mean_loss():.3f}, "
                 f"{images_per_second():.0f} images/s"
                 if look

@@ -1,20 +1,23 @@
 """Messages and progress bars of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from examples.training.errors import UnreadableFile
+
+# Its keyword ``description`` replaces the text beside the bar.
+Advance = Callable[..., None]
 
 
 class Screen:
@@ -49,12 +52,12 @@ class Screen:
             self._console.print(line, markup=False)
 
     @contextmanager
-    def bar(self, description: str, total: int, unit: str, done: int = 0) -> Iterator["Bar"]:
-        """Shows a bar while the block runs."""
+    def bar(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Shows a bar while the block runs; calling what it yields advances the bar by one."""
         self._progress.start()
         task = self._progress.add_task(description, total=total, completed=done, unit=unit)
         try:
-            yield Bar(self._progress, task)
+            yield partial(self._progress.update, task, advance=1)
         finally:
             self._progress.remove_task(task)
             if not self._progress.tasks:
@@ -74,15 +77,3 @@ class Screen:
         self.unreadable += len(messages)
         for message in messages:
             self._console.print(f"skipped {message}", markup=False)
-
-
-class Bar:
-    """A progress bar."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-
-    def advance(self, by: int = 1, description: str | None = None) -> None:
-        """Advances the bar, and replaces its description if one is given."""
-        self._progress.update(self._task, advance=by, description=description)
