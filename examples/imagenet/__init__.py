@@ -1,4 +1,3 @@
-"""The published SOFT classifiers for ImageNet; importing this registers them with timm."""
+"""Image classification: data, recipes, training, evaluation and the authors' checkpoints."""
 
-from examples.imagenet import registry as registry
-from examples.imagenet import twins as twins
+from examples import models as models  # registers them with timm

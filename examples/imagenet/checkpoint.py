@@ -1,4 +1,4 @@
-"""A classifier's weights in one safetensors file, which says what model they are of."""
+"""The weights of a classifier in a safetensors file that names its model."""
 
 import json
 from collections.abc import Mapping
@@ -11,20 +11,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from examples.imagenet.atomic import replacing
-from examples.imagenet.errors import InputError
+from examples.training.atomic import replacing
+from examples.training.errors import InputError
 
 _KEY = "classifier"
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """What the weights in a file are of.
+    """The model that the weights in a file belong to.
 
     name: of the timm model.
-    options: of ``timm.create_model``, ``num_classes`` among them.
-    preparation: of images, as timm's ``resolve_model_data_config`` has it; empty for the model's.
-    classes: names of the classes by label, where they are known.
+    options: of ``timm.create_model``, including ``num_classes``.
+    preparation: of images, in the form of timm's ``resolve_model_data_config``; empty for the
+        default of the model.
+    classes: names of the classes by label, if they are known.
     """
 
     name: str
@@ -41,10 +42,10 @@ def save(path: Path, classifier: Classifier, state_dict: Mapping[str, Tensor]) -
 
 
 def describe(path: Path) -> Classifier:
-    """What the weights in a file of ``save`` are of.
+    """The model that the weights in a file of ``save`` belong to.
 
     Raises:
-        InputError: the file does not say, or is no safetensors file.
+        InputError: the file does not name a model, or is not a safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -53,21 +54,22 @@ def describe(path: Path) -> Classifier:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     if text is None:
         raise InputError(
-            f"{path} does not say what model it is of; examples.imagenet.convert and "
-            "examples.imagenet.train write files that do"
+            f"{path} does not name its model; examples.imagenet.convert and "
+            "examples.imagenet.train write files that name it"
         )
     return Classifier(**json.loads(text))
 
 
 def load(path: Path, **options: Any) -> nn.Module:
-    """The model that a file of ``save`` is of, with its weights.
+    """The model of a file of ``save``, with its weights.
 
     Args:
         path: of the file.
-        options: of ``timm.create_model``, such as ``pinv="minimax"``, before those in the file.
+        options: of ``timm.create_model``, such as ``pinv="minimax"``; they override those in the
+            file.
 
     Raises:
-        InputError: the file does not say what model it is of.
+        InputError: the file does not name a model, or is not a safetensors file.
     """
     classifier = describe(path)
     model = timm.create_model(classifier.name, **{**classifier.options, **options})

@@ -1,7 +1,7 @@
-"""Compares trainings: a table of their last epochs, and their accuracies in one picture.
+"""Compares trainings: prints a table, and draws their accuracies in one picture.
 
 ``python -m examples.imagenet.compare out/imagenet/soft_tiny out/imagenet/resnet18`` writes
-out/imagenet/comparison.png; the folders are those that ``examples.imagenet.train`` wrote.
+out/imagenet/comparison.png; the folders are the outputs of ``examples.imagenet.train``.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.imagenet import checkpoint
-from examples.imagenet.atomic import replacing
-from examples.imagenet.errors import InputError
+from examples.training.atomic import replacing
+from examples.training.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Run:
 
     name: of its model.
     parameters: of its model.
-    top1: share of validation images whose class had the largest logit, after each epoch.
+    top1: top-1 accuracy on the validation images, after each epoch.
     images_per_second: mean over the epochs.
     """
 
@@ -36,14 +36,14 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """The training in a folder.
+    """Reads the training in a folder.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder has no training.
     """
     metrics = folder / "metrics.csv"
     if not metrics.exists():
-        raise InputError(f"{metrics} is not there; give folders that a training wrote")
+        raise InputError(f"{metrics} does not exist; give the output folders of trainings")
     rows = list(csv.DictReader(metrics.read_text().splitlines()))
     weights = folder / "last.safetensors"
     speeds = [float(row["images_per_second"]) for row in rows]
@@ -56,7 +56,7 @@ def read(folder: Path) -> Run:
 
 
 def told_apart(runs: list[Run], folders: list[Path]) -> list[Run]:
-    """Runs of one model are named by their folders too."""
+    """Adds the folder to the names of runs with the same model."""
     names = [run.name for run in runs]
     return [
         run if names.count(run.name) == 1 else replace(run, name=f"{run.name} ({folder})")
@@ -100,10 +100,12 @@ def draw(runs: list[Run], path: Path) -> None:
 
 
 def main() -> None:
-    """Prints and draws, or says what is wrong."""
+    """Prints and draws, or prints what is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--picture", type=Path, default=Path("out/imagenet/comparison.png"))
+    parser.add_argument("folders", nargs="+", type=Path, help="outputs of trainings")
+    parser.add_argument(
+        "--picture", type=Path, default=Path("out/imagenet/comparison.png"), help="file to write"
+    )
     arguments = parser.parse_args()
     try:
         runs = told_apart([read(folder) for folder in arguments.folders], arguments.folders)

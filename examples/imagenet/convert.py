@@ -1,7 +1,7 @@
-"""Converts a checkpoint of the authors into one that ``examples.imagenet.checkpoint.load`` takes.
+"""Converts a checkpoint of the authors to one that ``examples.imagenet.checkpoint.load`` reads.
 
-Run ``python -m examples.imagenet.convert in.pth out.safetensors``. The converted model computes
-what the authors' does, their inverse included, until an option says otherwise.
+Run ``python -m examples.imagenet.convert in.pth out.safetensors``. By default the
+converted model computes what the authors' code computes, their inverse included.
 """
 
 import argparse
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from examples.imagenet import checkpoint, official
-from examples.imagenet.registry import MODELS
+from examples.models.registry import MODELS
 
-# The averaged weights are those that the authors evaluate.
+# The authors evaluate the averaged weights, so these come first.
 PARTS = ("state_dict_ema", "state_dict", "model")
 
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """What a file of the authors' training script holds.
+    """The content of a file of the authors' training script.
 
-    state_dict: in their names.
-    part: the entry of the file that it comes from, None where it is the file.
-    model: the name of the model, None where the file does not tell.
+    state_dict: with their names.
+    part: the entry of the file that it comes from; None if it is the whole file.
+    model: name of the model; None if the file does not contain it.
     """
 
     state_dict: dict[str, Tensor]
@@ -35,23 +35,23 @@ class OfficialFile:
 
 
 def read(path: Path) -> OfficialFile:
-    """Reads a checkpoint, running no code that it may hold.
+    """Reads a checkpoint without running code that it may contain.
 
     Raises:
-        ValueError: the file holds no state_dict, or more than can be read so.
+        ValueError: the file has no state_dict, or cannot be read without running code.
     """
     try:
-        # Beside the weights lies their command line.
+        # Their files also contain their command line.
         with torch.serialization.safe_globals([argparse.Namespace]):
             file = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} cannot be read without running what it holds: {error}") from error
+        raise ValueError(f"{path} cannot be read without running its code: {error}") from error
     entries = file if isinstance(file, dict) else {}
     part = next((part for part in PARTS if part in entries), None)
     state_dict = entries[part] if part else entries
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(
-            f"{path} holds no state_dict: expected tensors by name, in the file itself or under "
+            f"{path} contains no state_dict: expected tensors by name, in the file itself or under "
             f"one of {', '.join(PARTS)}; got {', '.join(map(str, entries)) or type(file).__name__}"
         )
     # Data-parallel wrappers put "module." before every name.
@@ -60,23 +60,23 @@ def read(path: Path) -> OfficialFile:
 
 
 def convert(source: Path, target: Path, name: str | None = None) -> str:
-    """Converts the file ``source`` into ``target`` and says what it was.
+    """Converts the file ``source`` to ``target``; returns a message about it.
 
     Args:
-        source: of the authors' training script.
+        source: a file of the authors' training script.
         target: the file to write.
-        name: of the model, where the file does not tell; shapes and names of a plain model and its
-            normalised twin are the same.
+        name: of the model, if the file does not contain it. It cannot be inferred, because SOFT and
+            SOFT-Norm models have parameters of the same names and shapes.
 
     Raises:
-        ValueError: ``source`` does not tell its model, or does not fit it.
+        ValueError: ``source`` does not name its model, or does not fit it.
     """
     file = read(source)
     name = name or file.model
     if name not in MODELS:
         raise ValueError(
-            f"{source} does not tell which of the models it is of (it says {name!r}), and a plain "
-            "model has the names and shapes of its normalised twin; give --model, one of "
+            f"{source} does not name its model (found {name!r}), and SOFT and SOFT-Norm models "
+            "have parameters of the same names and shapes; give --model, one of "
             f"{', '.join(MODELS)}"
         )
     options = official.options(file.state_dict)
@@ -89,13 +89,13 @@ def convert(source: Path, target: Path, name: str | None = None) -> str:
 
 
 def main() -> None:
-    """Converts, or says what does not fit."""
+    """Converts, or prints what does not fit."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="what the authors' training script saved")
+    parser.add_argument("source", type=Path, help="a file of the authors' training script")
     parser.add_argument("target", type=Path, help="the safetensors file to write")
-    parser.add_argument("--model", choices=MODELS, help="where the file does not tell it")
+    parser.add_argument("--model", choices=MODELS, help="if the file does not name it")
     arguments = parser.parse_args()
     try:
         print(convert(arguments.source, arguments.target, arguments.model))

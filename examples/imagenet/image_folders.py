@@ -1,4 +1,4 @@
-"""Writes folders of real images that need no download of their own.
+"""Writes folders of real images to train on.
 
 ``python -m examples.imagenet.image_folders digits out/digits``: 1,797 handwritten digits of 8 × 8
 pixels from scikit-learn, in ten classes. ``… solar_cells out/solar_cells``: 2,624 photographs of
@@ -28,15 +28,15 @@ def digits() -> Labelled:
 
 
 def solar_cells() -> Labelled:
-    """Electroluminescence of solar cells: those that experts held to be rather defective, or not.
+    """Electroluminescence images of solar cells, whole or defective in the opinion of experts.
 
     Raises:
-        ValueError: the package with the images is not installed.
+        ValueError: the package of the images is not installed.
     """
     try:
         from elpv_dataset.utils import load_dataset
     except ImportError as error:
-        raise ValueError("the images are in a package: pip install elpv-dataset") from error
+        raise ValueError("the images come with a package: pip install elpv-dataset") from error
     images, probabilities, _ = load_dataset()
     return images, ["defective" if p > 0.5 else "whole" for p in probabilities]
 
@@ -45,10 +45,10 @@ SOURCES: dict[str, Callable[[], Labelled]] = {"digits": digits, "solar_cells": s
 
 
 def write(source: str, folder: Path) -> None:
-    """Writes ``folder/train/CLASS/`` and ``folder/val/CLASS/``, always the same.
+    """Writes ``folder/train/CLASS/`` and ``folder/val/CLASS/``; the split is always the same.
 
     Raises:
-        ValueError: ``folder`` is there already, or the images are not.
+        ValueError: ``folder`` exists, or the images are not installed.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists already; remove it or give another folder")
@@ -64,7 +64,7 @@ def write(source: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Writes one of them, or says what is wrong."""
+    """Writes the images, or prints what is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

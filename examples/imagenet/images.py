@@ -1,35 +1,31 @@
 """Folders of images: one folder a class, under train/ and val/."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from examples.imagenet.errors import InputError
-from examples.imagenet.randomness import seed_all
+from examples.training.errors import InputError, UnreadableFile
+from examples.training.randomness import seed_all
 
 Transform = Callable[[Image.Image], Tensor]
 
 # The label of an image that could not be read.
 NO_LABEL = -1
 
-# An image (channels, height, width), its label, and the files that could not be read on the way to
-# it, one a line.
+# An image (channels, height, width), its label, and a line for each file that could not be read
+# before it.
 Sample = tuple[Tensor, int, str]
-
-
-class UnreadableImage(InputError):
-    """A file that is cut off, or no image; the message begins with its path."""
 
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """The two splits of a data set, whose classes are the same."""
+    """The two splits of a data set, with the same classes."""
 
     train: ImageFolder
     val: ImageFolder
@@ -44,7 +40,7 @@ def open_split(data: Path, split: str) -> ImageFolder:
     """Finds the images of ``data/split/class/``, without opening any.
 
     Raises:
-        InputError: there is no such folder, it has no classes, or one of them no image.
+        InputError: the folder does not exist, has no classes, or a class has no images.
     """
     folder = data / split
     if not folder.is_dir():
@@ -62,11 +58,11 @@ def open_folders(data: Path) -> ImageFolders:
     """Both splits of ``data``.
 
     Raises:
-        InputError: as ``open_split`` does, or the splits have different classes.
+        InputError: as in ``open_split``, or the classes are too few or differ between splits.
     """
     folders = ImageFolders(open_split(data, "train"), open_split(data, "val"))
     if len(folders.classes) < 2:
-        raise InputError(f"{data}/train must have two classes at least, got {folders.classes}")
+        raise InputError(f"{data}/train must have at least two classes, got {folders.classes}")
     differing = set(folders.train.classes) ^ set(folders.val.classes)
     if differing:
         raise InputError(
@@ -77,28 +73,34 @@ def open_folders(data: Path) -> ImageFolders:
 
 
 class TrainingImages(Dataset[Sample]):
-    """Augmented images by (index, epoch), the same at every reading.
+    """Augmented images of an epoch, the same whenever they are read.
 
-    In place of an image that cannot be read stands the next one that can.
+    An image that cannot be read is replaced by the next one that can.
+
+    Args:
+        folder: of the images.
+        transform: from an image to a tensor.
+        seed: of the augmentation.
+        epoch: which changes the augmentation.
     """
 
-    def __init__(self, folder: ImageFolder, transform: Transform, seed: int) -> None:
+    def __init__(self, folder: ImageFolder, transform: Transform, seed: int, epoch: int) -> None:
         self.folder = folder
         self.transform = transform
         self.seed = seed
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.folder)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        index, epoch = key
-        seed_all("image", self.seed, epoch, index)
+    def __getitem__(self, index: int) -> Sample:
+        seed_all("image", self.seed, self.epoch, index)
         unreadable: list[str] = []
         for offset in range(len(self)):
             path, label = self.folder.samples[(index + offset) % len(self)]
             try:
                 image = _read(path)
-            except UnreadableImage as error:
+            except UnreadableFile as error:
                 unreadable.append(str(error))
             else:
                 return self.transform(image), label, "\n".join(unreadable)
@@ -108,7 +110,7 @@ class TrainingImages(Dataset[Sample]):
 
 
 class EvaluationImages(Dataset[Sample]):
-    """Images by index; one that cannot be read is all 0 and has the label ``NO_LABEL``."""
+    """Images for evaluation. One that cannot be read is all zeros, with the label ``NO_LABEL``."""
 
     def __init__(self, folder: ImageFolder, transform: Transform) -> None:
         self.folder = folder
@@ -121,65 +123,13 @@ class EvaluationImages(Dataset[Sample]):
         path, label = self.folder.samples[index]
         try:
             return self.transform(_read(path)), label, ""
-        except UnreadableImage as error:
+        except UnreadableFile as error:
             blank = Image.new("RGB", (1, 1))
             return torch.zeros_like(self.transform(blank)), NO_LABEL, str(error)
 
 
-class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """The rest of an epoch for one of several processes, in batches of (index, epoch).
-
-    All processes together take the same images for an update, whatever their number; the images
-    that are left over at the end of an epoch wait for another.
-
-    Args:
-        images: number of them.
-        batch_size: images in a batch.
-        updates: in the epoch.
-        per_update: batches of each process in an update.
-        seed: of the order.
-        epoch: which one it is.
-        first_update: where in the epoch to begin.
-        process: which one this is.
-        processes: how many there are.
-    """
-
-    def __init__(
-        self,
-        images: int,
-        *,
-        batch_size: int,
-        updates: int,
-        per_update: int,
-        seed: int,
-        epoch: int,
-        first_update: int,
-        process: int,
-        processes: int,
-    ) -> None:
-        self.images = images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = epoch
-        stride = per_update * processes
-        self.batches = [
-            update * stride + step * processes + process
-            for update in range(first_update, updates)
-            for step in range(per_update)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        seed_all("order", self.seed, self.epoch)
-        order = torch.randperm(self.images).split(self.batch_size)
-        for batch in self.batches:
-            yield [(index, self.epoch) for index in order[batch].tolist()]
-
-
 def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
-    """A batch of images, their labels, and the files that could not be read."""
+    """A batch of images, their labels, and a line for each file that could not be read."""
     images, labels, unreadable = zip(*samples, strict=True)
     lines = [line for lines in unreadable for line in lines.splitlines()]
     return torch.stack(images), torch.tensor(labels), lines
@@ -191,6 +141,6 @@ def _read(path: str) -> Image.Image:
             return image.convert("RGB")
     except MemoryError:
         raise
-    # What Pillow raises for a file that is cut off, no image or a bomb depends on its format.
+    # Pillow's error for a truncated file, another file or a bomb depends on the format.
     except Exception as error:
-        raise UnreadableImage(f"{path}: {error}") from error
+        raise UnreadableFile(f"{path}: {error}") from error

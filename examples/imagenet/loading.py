@@ -1,33 +1,30 @@
-"""Images from their folders to batches, prepared as timm does."""
+"""Batches of images from folders, prepared by timm's transforms."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from timm.data import create_transform
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
-from examples.imagenet.errors import InputError
-from examples.imagenet.images import (
-    EvaluationImages,
-    Sample,
-    TrainingBatches,
-    TrainingImages,
-    Transform,
-    collate,
-)
-from examples.imagenet.interruption import leave_interruption_to_parent
+from examples.imagenet.images import EvaluationImages, Sample, TrainingImages, Transform, collate
 from examples.imagenet.recipe import Recipe
+from examples.training.errors import InputError
+from examples.training.interruption import leave_interruption_to_parent
+from examples.training.randomness import seed_all
 
 
 @dataclass(frozen=True)
 class Share:
-    """What part of the work is one process's.
+    """The part of the work that one process does.
 
-    process: which one it is.
-    processes: how many there are.
-    workers: processes of its own that read images.
-    pin_memory: whether batches are to be copied to a GPU.
+    process: index of the process.
+    processes: number of processes.
+    workers: number of its own processes that read images.
+    pin_memory: whether batches will be copied to a GPU.
     """
 
     process: int = 0
@@ -35,9 +32,15 @@ class Share:
     workers: int = 0
     pin_memory: bool = False
 
+    @classmethod
+    def of(cls, accelerator: Accelerator, workers: int) -> Self:
+        """The share of this process."""
+        on_gpu = accelerator.device.type == "cuda"
+        return cls(accelerator.process_index, accelerator.num_processes, workers, on_gpu)
+
 
 def training_transform(recipe: Recipe, preparation: dict[str, Any]) -> Transform:
-    """Random crops, flips and colours; ``preparation`` is timm's ``resolve_data_config``."""
+    """Random crops, flips and colours, with timm's ``resolve_data_config`` as ``preparation``."""
     return create_transform(
         recipe.image_size,
         is_training=True,
@@ -55,17 +58,22 @@ def training_transform(recipe: Recipe, preparation: dict[str, Any]) -> Transform
 
 
 def evaluation_transform(preparation: dict[str, Any]) -> Transform:
-    """The centre of an image; ``preparation`` is timm's ``resolve_data_config``."""
+    """The centre of an image, with timm's ``resolve_data_config`` as ``preparation``."""
     return create_transform(**preparation)
 
 
+def images_per_update(recipe: Recipe, share: Share) -> int:
+    """Number of images in an update, over all processes."""
+    return recipe.batch_size * recipe.accumulate * share.processes
+
+
 def updates_per_epoch(images: int, recipe: Recipe, share: Share) -> int:
-    """How many whole updates the images are enough for.
+    """Number of whole updates in an epoch.
 
     Raises:
-        InputError: for none.
+        InputError: there are too few images for one.
     """
-    per_update = recipe.batch_size * recipe.accumulate * share.processes
+    per_update = images_per_update(recipe, share)
     if images < per_update:
         raise InputError(
             f"{images} training images are too few for one update of batch_size="
@@ -76,39 +84,41 @@ def updates_per_epoch(images: int, recipe: Recipe, share: Share) -> int:
 
 
 def training_batches(
-    images: TrainingImages, recipe: Recipe, share: Share, epoch: int, first_update: int
+    images: TrainingImages, recipe: Recipe, share: Share, first_update: int
 ) -> DataLoader[Sample]:
-    """The batches of one process from an update of an epoch on."""
-    batches = TrainingBatches(
-        len(images),
-        batch_size=recipe.batch_size,
-        updates=updates_per_epoch(len(images), recipe, share),
-        per_update=recipe.accumulate,
-        seed=recipe.seed,
-        epoch=epoch,
-        first_update=first_update,
-        process=share.process,
-        processes=share.processes,
-    )
-    return DataLoader(
-        images,
-        batch_sampler=batches,
-        num_workers=share.workers,
-        pin_memory=share.pin_memory,
-        collate_fn=collate,
-        worker_init_fn=leave_interruption_to_parent,
-    )
+    """The batches of one process in the rest of an epoch.
+
+    All processes together take the same images for an update, whatever their number. Images that
+    are left over at the end of the epoch are not used in it.
+
+    Args:
+        images: of the epoch.
+        recipe: of the training.
+        share: of the process.
+        first_update: the first update of the rest.
+    """
+    seed_all("order", recipe.seed, images.epoch)
+    used = updates_per_epoch(len(images), recipe, share) * images_per_update(recipe, share)
+    order = torch.randperm(len(images))[:used].tolist()
+    batches = BatchSampler(order, recipe.batch_size, drop_last=True)
+    own = BatchSamplerShard(batches, share.processes, share.process)
+    rest = SkipBatchSampler(own, first_update * recipe.accumulate)
+    return _load(images, share, batch_sampler=rest)
 
 
 def evaluation_batches(
     folder: ImageFolder, preparation: dict[str, Any], batch_size: int, share: Share
 ) -> DataLoader[Sample]:
-    """Every image once, over all processes together."""
+    """The batches of one process; each image belongs to one process."""
     images = EvaluationImages(folder, evaluation_transform(preparation))
-    mine = range(share.process, len(images), share.processes)
+    own = range(share.process, len(images), share.processes)
+    return _load(Subset(images, own), share, batch_size=batch_size)
+
+
+def _load(images: Dataset[Sample], share: Share, **batches: Any) -> DataLoader[Sample]:
     return DataLoader(
-        Subset(images, mine),
-        batch_size=batch_size,
+        images,
+        **batches,
         num_workers=share.workers,
         pin_memory=share.pin_memory,
         collate_fn=collate,

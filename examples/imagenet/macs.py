@@ -1,4 +1,4 @@
-"""Multiply-adds of a classifier, with its inverses apart from the rest."""
+"""Multiply-adds of a classifier, those of its inverses separately."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import timm
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from softattn import NewtonPinv
@@ -14,10 +13,10 @@ from softattn import NewtonPinv
 
 @dataclass(frozen=True)
 class Macs:
-    """What one image costs.
+    """The cost of one image.
 
-    rest: multiply-adds of all matrix products and convolutions but those of the inverses.
-    grams: how many matrices of each size are inverted.
+    rest: multiply-adds of all matrix products and convolutions, except those of the inverses.
+    grams: number of matrices that are inverted, by their size.
     """
 
     rest: int
@@ -29,7 +28,7 @@ class Macs:
 
 
 def count_macs(name: str, image_size: tuple[int, int] = (224, 224)) -> Macs:
-    """Counts without computing anything.
+    """Counts the multiply-adds of a model on the meta device, which computes nothing.
 
     Args:
         name: of a model of ``timm``.
@@ -38,19 +37,18 @@ def count_macs(name: str, image_size: tuple[int, int] = (224, 224)) -> Macs:
     grams: Counter[int] = Counter()
 
     def record(gram: Tensor) -> Tensor:
-        """Stands for the inverse, and costs nothing."""
+        """Replaces the inverse, at no cost."""
         *batch, size, _ = gram.shape
         grams[size] += torch.Size(batch).numel()
         return gram
 
-    with FakeTensorMode(), torch.no_grad():
-        model = timm.create_model(name, pinv=record).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, *image_size))
+    model = timm.create_model(name, pinv=record, device="meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, *image_size, device="meta"))
     return Macs(counter.get_total_flops() // 2, grams)
 
 
 def _inverse_macs(method: str, size: int) -> int:
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        NewtonPinv(method, ridge=0.01, impl="eager")(torch.empty(1, size, size))
+    with FlopCounterMode(display=False) as counter:
+        NewtonPinv(method, ridge=0.01, impl="eager")(torch.empty(1, size, size, device="meta"))
     return counter.get_total_flops() // 2

@@ -1,4 +1,4 @@
-"""The authors' names of all parameters, and how ours come from theirs."""
+"""The authors' names of all parameters, and how to convert the parameters."""
 
 import re
 from collections import Counter
@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.imagenet.model import GRIDS
+from examples.models.transformer import REDUCTIONS
 
 Shape = tuple[int, ...]
+
+# The class token and the last map of an image of 224 × 224.
+_LAST_POSITIONS = 1 + (224 // REDUCTIONS[-1]) ** 2
 
 # The stage, from 1, and the block of a parameter's name.
 _BLOCK = r"block([1-4])\.(\d+)\."
 
-# What the softmax-free blocks hold, ours: theirs.
+# Modules of the softmax-free blocks: our name, their name.
 _MODULES = {
     "attn.qk_proj": "mha.W_q",
     "attn.v_proj": "mha.W_v",
@@ -32,7 +35,7 @@ _MODULES = {
 
 
 def options(official: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Options of the model that are read off a state_dict: its depths and number of classes."""
+    """Options of the model that follow from a state_dict: its depths and number of classes."""
     found: dict[str, Any] = {}
     blocks = {match.groups() for name in official if (match := re.match(_BLOCK, name))}
     depths = Counter(stage for stage, _ in blocks)
@@ -44,7 +47,7 @@ def options(official: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def from_official(official: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict of ``model`` from one in the authors' names.
+    """Converts a state_dict with the authors' names to one for ``model``.
 
     Raises:
         ValueError: parameters are missing, unexpected or of another shape; all are listed.
@@ -61,7 +64,7 @@ def from_official(official: Mapping[str, Tensor], model: nn.Module) -> dict[str,
 
 @dataclass(frozen=True)
 class _Origin:
-    """The authors' parameters, by name, that ``combine`` makes one of ours of."""
+    """The authors' parameters, by name, that ``combine`` turns into one of ours."""
 
     shapes: dict[str, Shape]
     combine: Callable[..., Tensor] = lambda parameter: parameter
@@ -69,7 +72,7 @@ class _Origin:
 
 def _origin(name: str, shape: Shape) -> _Origin:
     if match := re.fullmatch(r"stages\.(\d)\.pos_embed", name):
-        # Theirs are sequences, and in the last stage the class token has a position too.
+        # Theirs are sequences; in the last stage the class token has a position too.
         stage, (_, height, width, dim) = int(match[1]), shape
         prefix = 1 if stage == 3 else 0
         return _Origin(
@@ -78,7 +81,7 @@ def _origin(name: str, shape: Shape) -> _Origin:
         )
     if name == "stages.3.cls_token":
         return _Origin(
-            {"cls_token": shape, "pos_embed4": (1, 1 + GRIDS[3] ** 2, shape[-1])},
+            {"cls_token": shape, "pos_embed4": (1, _LAST_POSITIONS, shape[-1])},
             lambda token, positions: token + positions[:, :1],
         )
     if match := re.fullmatch(r"stages\.3\.blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
@@ -95,9 +98,9 @@ def _origin(name: str, shape: Shape) -> _Origin:
 
 
 def _official_name(name: str) -> str:
-    """What the authors call a parameter that is the same in both."""
+    """The authors' name of a parameter that is the same in both."""
     if match := re.fullmatch(r"stages\.(\d)\.patch_embed\.(\d)\.(conv|bn)\.(\w+)", name):
-        # Theirs is one sequence of convolution, norm, ReLU, convolution, and so on.
+        # Theirs is a flat sequence of convolution, norm, ReLU, convolution, and so on.
         stage, layer, kind, parameter = match.groups()
         place = 3 * int(layer) + ("conv", "bn").index(kind)
         return f"patch_embed{int(stage) + 1}.proj.{place}.{parameter}"

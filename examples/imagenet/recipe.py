@@ -1,13 +1,13 @@
-"""What a training is made of: all that decides its result, apart from the images."""
+"""The recipe of a training: everything that decides its result, except the images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples.imagenet.errors import InputError
+from examples.training.errors import InputError
 
 _BOUNDS: list[tuple[str, Callable[[float], bool], str]] = [
-    ("image_size epochs batch_size accumulate", lambda value: value >= 1, "1 at least"),
+    ("image_size epochs batch_size accumulate", lambda value: value >= 1, "at least 1"),
     ("lr clip_grad", lambda value: value > 0, "above 0"),
     (
         "min_lr warmup_lr weight_decay mixup cutmix color_jitter",
@@ -24,35 +24,34 @@ class Recipe:
     """How a model is trained; the defaults are those of the published recipe.
 
     Args:
-        model: name of a timm model, ours or any other.
+        model: name of a timm model, one of ours or any other.
         model_options: of ``timm.create_model``, such as ``pinv: minimax``.
         image_size: height and width of the images.
-        epochs: over the training images.
+        epochs: number of passes over the training images.
         batch_size: images of one process in one forward pass; the published recipe had 8 GPUs.
-        accumulate: forward passes of every process before an update, which is then over
-            ``batch_size`` times ``accumulate`` times processes images.
-        lr: learning rate of AdamW after warm-up; a cosine leads it to ``min_lr``.
+        accumulate: forward passes of each process before an update. An update then uses
+            ``batch_size`` · ``accumulate`` · processes images.
+        lr: learning rate of AdamW after the warm-up; a cosine lowers it to ``min_lr``.
         min_lr: learning rate at the end.
         warmup_lr: learning rate of the first update.
-        warmup_epochs: of a linear warm-up, part of ``epochs``.
-        weight_decay: of matrices and convolutions; norms, biases and embeddings have none.
+        warmup_epochs: number of epochs of linear warm-up, out of ``epochs``.
+        weight_decay: of matrices and convolutions. Norms, biases and embeddings have none.
         clip_grad: largest norm of the gradient.
-        drop_path: chance that the last residual branch is dropped, growing linearly with depth.
-        label_smoothing: share of a label spread over all classes.
-        mixup: alpha of mixup, 0 for none.
-        cutmix: alpha of cutmix, 0 for none; one of the two is drawn for each batch.
-        auto_augment: policy of timm, none by null.
-        random_erasing: chance that a patch of an image is replaced by noise.
-        color_jitter: of brightness, contrast and saturation, where no policy is given.
+        drop_path: probability of skipping the last residual branch; it grows linearly with depth.
+        label_smoothing: share of a label that is spread over all classes.
+        mixup: alpha of mixup; 0 for none.
+        cutmix: alpha of cutmix; 0 for none. One of the two is drawn for each batch.
+        auto_augment: a policy of timm; null for none.
+        random_erasing: probability of replacing a patch of an image by noise.
+        color_jitter: of brightness, contrast and saturation, if no policy is given.
         crop_scale: smallest and largest share of an image's area in a random crop.
-        horizontal_flip: chance of one.
-        vertical_flip: chance of one.
-        ema_decay: of the moving average of the weights, which is then what is evaluated; none by
-            null.
+        horizontal_flip: its probability.
+        vertical_flip: its probability.
+        ema_decay: of the moving average of the weights, which is then evaluated; null for none.
         seed: of everything random.
 
     Raises:
-        InputError: numbers that make no training.
+        InputError: a number is out of its range, or numbers contradict each other.
     """
 
     model: str = "soft_tiny"
@@ -89,13 +88,13 @@ class Recipe:
         foreign = self.model_options.keys() & {"num_classes", "drop_path_rate"}
         if foreign:
             raise InputError(
-                f"model_options must not have {', '.join(sorted(foreign))}: the images tell the "
-                "classes, and drop_path is a line of its own"
+                f"model_options must not have {', '.join(sorted(foreign))}: num_classes follows "
+                "from the images, and drop_path is an option of the recipe"
             )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise InputError(
                 f"warmup_epochs={self.warmup_epochs} must be from 0 to epochs - 1 = "
-                f"{self.epochs - 1}, for the learning rate to get anywhere"
+                f"{self.epochs - 1}, so that the warm-up ends before the training"
             )
         if self.mixes and self.batch_size % 2:
             raise InputError(

@@ -1,13 +1,12 @@
 """A table of the ten classifiers: ``python -m examples.imagenet.table``."""
 
 import timm
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from examples.imagenet.macs import count_macs
-from examples.imagenet.model import PUBLISHED_PINV
-from examples.imagenet.registry import NORMALIZATIONS
+from examples.models.registry import NORMALIZATIONS
+from examples.models.transformer import PUBLISHED_PINV
 
 # Top-1 accuracy on ImageNet-1K at 224 × 224 in per cent, as the authors publish it (SOFT, NeurIPS
 # 2021, and the README of github.com/fudan-zvg/SOFT). Nothing here was trained to confirm it.
@@ -59,9 +58,8 @@ def model_table() -> Table:
 
 
 def count_parameters(name: str) -> int:
-    """Of a timm model, none of which is allocated."""
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    """Number of parameters of a timm model, which is not allocated."""
+    model = timm.create_model(name, device="meta")
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -1,13 +1,13 @@
 """Images per second and peak memory of the classifiers beside their softmax twins.
 
-``python -m examples.imagenet.throughput`` takes all ten at 224, 448 and 896 pixels;
-``--sizes 224 --models soft_tiny`` takes less, and ``--landmarks avg --pinv minimax`` what scales.
+``python -m examples.imagenet.throughput`` measures all ten at 224, 448 and 896 pixels. Options make
+it shorter, such as ``--sizes 224 --models soft_tiny``, or choose the variant whose cost is linear:
+``--landmarks avg --pinv minimax``.
 """
 
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import nn
+from torch.utils.benchmark import Timer
 
 import softattn
-from examples.imagenet.atomic import replacing
-from examples.imagenet.registry import MODELS
+from examples.models.registry import MODELS
+from examples.training.atomic import replacing
 
 ROUNDS = 5
 LEAST_SECONDS = 0.3
@@ -34,9 +35,9 @@ class Measurement:
 
     model: its name.
     size: height and width of the images.
-    images_per_second: median over rounds, in which a model and its twin take turns; None where the
+    images_per_second: median over rounds, in which a model and its twin take turns; None if the
         device has too little memory.
-    peak_memory: bytes that tensors took at most, None on a CPU.
+    peak_memory: most bytes that tensors took, None on a CPU.
     """
 
     model: str
@@ -47,26 +48,38 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed.
+    """The work that is timed.
 
-    device: where.
+    device: where it runs.
     batch_size: images at a time.
-    training: whether a backward pass belongs to it.
+    training: whether it includes a backward pass.
     """
 
     device: torch.device
     batch_size: int
     training: bool
 
+    def run(self, model: nn.Module, images: torch.Tensor) -> None:
+        """Does it once, in bfloat16 on a GPU."""
+        kind = self.device.type
+        with (
+            torch.set_grad_enabled(self.training),
+            torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"),
+        ):
+            loss = model(images).float().square().mean()
+        if self.training:
+            loss.backward()
+            model.zero_grad()
+
 
 class Contender:
-    """A model at work on one batch.
+    """A model that works on one batch.
 
     Args:
         name: of a timm model.
         options: of ``timm.create_model``.
         size: height and width of the images.
-        work: what it does with them.
+        work: that it does with them.
     """
 
     def __init__(self, name: str, options: dict[str, Any], size: int, work: Work) -> None:
@@ -76,53 +89,34 @@ class Contender:
         self.fits = True
 
     def take_turn(self) -> None:
-        """Builds the model anew, so that only one is in memory, and times it."""
+        """Builds the model again, so that only one is in memory, and times it."""
         if not self.fits:
             return
         try:
-            self._time(*self._prepare())
+            self._time()
         except torch.OutOfMemoryError:
             self.fits = False
 
     def result(self) -> Measurement:
-        """Over all turns."""
+        """The measurement over all turns."""
         speed = self.work.batch_size / statistics.median(self.seconds) if self.fits else None
         return Measurement(self.name, self.size, speed, self.peak_memory if self.fits else None)
 
-    def _prepare(self) -> tuple[nn.Module, torch.Tensor]:
+    def _time(self) -> None:
         torch.manual_seed(0)
-        work = self.work
-        model = timm.create_model(self.name, **self.options).to(work.device).train(work.training)
-        images = torch.randn(work.batch_size, 3, self.size, self.size, device=work.device)
-        return model, images
-
-    def _time(self, model: nn.Module, images: torch.Tensor) -> None:
-        on_gpu = self.work.device.type == "cuda"
-        if on_gpu:
+        work, device = self.work, self.work.device
+        model = timm.create_model(self.name, **self.options).to(device).train(work.training)
+        images = torch.randn(work.batch_size, 3, self.size, self.size, device=device)
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        runs, start = 0, 0.0
-        # The first run warms up.
-        while runs < 2 or time.perf_counter() - start < LEAST_SECONDS:
-            self._run(model, images)
-            if on_gpu:
-                torch.cuda.synchronize()
-            runs += 1
-            if runs == 1:
-                start = time.perf_counter()
-        self.seconds.append((time.perf_counter() - start) / (runs - 1))
-        if on_gpu:
+        timer = Timer(
+            "work.run(model, images)",
+            globals={"work": work, "model": model, "images": images},
+            num_threads=torch.get_num_threads(),
+        )
+        self.seconds.append(timer.blocked_autorange(min_run_time=LEAST_SECONDS).median)
+        if device.type == "cuda":
             self.peak_memory = torch.cuda.max_memory_allocated()
-
-    def _run(self, model: nn.Module, images: torch.Tensor) -> None:
-        on_gpu = self.work.device.type == "cuda"
-        with (
-            torch.set_grad_enabled(self.work.training),
-            torch.autocast(self.work.device.type, torch.bfloat16, enabled=on_gpu),
-        ):
-            loss = model(images).float().square().mean()
-        if self.work.training:
-            loss.backward()
-            model.zero_grad()
 
 
 def measure(
@@ -132,7 +126,15 @@ def measure(
     work: Work,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
-    """Every model, with options, and its twin at every size."""
+    """Measures each model, with ``options``, and its twin at each size.
+
+    Args:
+        models: their names.
+        options: of ``timm.create_model``, for the models and not for their twins.
+        sizes: heights and widths of the images.
+        work: to time.
+        advance: is called after each model and size.
+    """
     results = []
     for size in sizes:
         for name in models:
@@ -154,7 +156,7 @@ def twin_of(name: str) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured with."""
+    """The hardware and software of a measurement."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
@@ -207,9 +209,13 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 448, 896])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--training", action="store_true", help="forward and backward")
-    parser.add_argument("--landmarks", choices=("conv", "conv_pad", "avg"), default="conv")
     parser.add_argument(
-        "--pinv", choices=("minimax", "soft", "soft_norm_official"), help="published by default"
+        "--landmarks", choices=("conv", "conv_pad", "avg"), default="conv", help="of SOFT"
+    )
+    parser.add_argument(
+        "--pinv",
+        choices=("minimax", "soft", "soft_norm_official"),
+        help="the published one by default",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("out/imagenet/throughput.json"))

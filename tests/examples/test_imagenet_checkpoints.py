@@ -130,7 +130,7 @@ class Unsafe:
         ({"arch": "soft_giant", "state_dict": {"weight": torch.zeros(1)}}, "soft_giant"),
         ({"epoch": 3, "optimizer": {}}, "epoch, optimizer"),
         ([torch.zeros(1)], "list"),
-        ({"state_dict": Unsafe()}, "without running"),
+        ({"state_dict": Unsafe()}, "without running its code"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):

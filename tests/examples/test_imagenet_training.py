@@ -23,21 +23,19 @@ from support.paths import ROOT
 
 # Examples are no part of the installation; what is installed goes before what lies here.
 from examples.imagenet import (
-    atomic,
     checkpoint,
     compare,
-    history,
+    evaluate,
+    fit,
     image_folders,
     images,
-    interruption,
     loading,
     train,
 )
-from examples.imagenet.errors import InputError
-from examples.imagenet.interruption import noticing_interruption
 from examples.imagenet.recipe import Recipe
-from examples.imagenet.registry import MODELS
-from examples.imagenet.training import Training
+from examples.models.registry import MODELS
+from examples.training.errors import InputError
+from examples.training.state import Training
 
 CONFIGS = ROOT / "examples" / "imagenet" / "configs"
 PUBLISHED = {  # learning rate, images of each GPU
@@ -143,9 +141,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         interrupt_after(update, patched)
         assert failure(capsys, digits, tmp_path / "run", recipe).startswith("130 ")
     before = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
-    assert before["training"]["updates"] == update + 1
+    assert before["state"]["training"]["updates"] == update + 1
     run(digits, tmp_path / "run", recipe)
-    assert "going on" in capsys.readouterr().out
+    assert "continuing after" in capsys.readouterr().out
     assert metrics(tmp_path / "run") == metrics(uninterrupted)
     for name in ("last", "best"):
         assert_equal_weights(
@@ -213,14 +211,14 @@ def test_trainings_are_compared(uninterrupted, tmp_path, monkeypatch, capsys):
     folders = [Path("a"), Path("b"), Path("c")]
     names = [run.name for run in compare.told_apart(runs, folders)]
     assert names == ["resnet18", "soft_tiny (b)", "soft_tiny (c)"]
-    with pytest.raises(InputError, match=r"metrics\.csv is not there"):
+    with pytest.raises(InputError, match=r"metrics\.csv does not exist"):
         compare.read(tmp_path)
 
 
 def test_evaluation_repeats_the_score_of_training(digits, uninterrupted, capsys):
     best = max(metrics(uninterrupted), key=lambda row: float(row["top1"]))
     weights = uninterrupted / "best.safetensors"
-    train.main(["--data", str(digits), "--eval", "--checkpoint", str(weights), "--workers", "0"])
+    evaluate.main(["--data", str(digits), "--checkpoint", str(weights), "--workers", "0"])
     said = capsys.readouterr().out
     assert f"top-1 {float(best['top1']):.2%}" in said
     assert f"loss {float(best['val_loss']):.4f} on 24 images" in said
@@ -239,7 +237,7 @@ def after_one_update(**recipe) -> tuple[torch.Tensor, Training]:
     recipe = Recipe(**SOFT, mixup=0, cutmix=0, warmup_lr=1e-3, **recipe)
     torch.manual_seed(0)
     model = timm.create_model("soft_tiny", num_classes=4, **SOFT["model_options"])
-    training = Training(recipe, model, 4, updates_per_epoch=1, accelerator=Accelerator())
+    training = fit.start(recipe, model, 4, updates_per_epoch=1, accelerator=Accelerator())
     before = training.model.head.weight.detach().clone()
     training.update([(torch.randn(4, 3, 32, 32), torch.arange(4))])
     return before, training
@@ -290,10 +288,10 @@ def test_two_processes_are_stopped_and_go_on_to_the_same_bits(digits, tmp_path):
         time.sleep(0.01)
     os.killpg(stopped.pid, signal.SIGTERM)
     said, _ = stopped.communicate()
-    assert stopped.returncode and "The same command goes on from there." in said, said
+    assert stopped.returncode and "The same command continues from there." in said, said
     going_on = start("parts")
     said, _ = going_on.communicate()
-    assert going_on.returncode == 0 and "going on" in said, said
+    assert going_on.returncode == 0 and "continuing after" in said, said
     whole.stdout.close()
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert_equal_weights(
@@ -357,12 +355,12 @@ def test_a_truncated_image_is_named_or_passed_over(own_digits, tmp_path, capsys,
     image.write_bytes(image.read_bytes()[:60])
     recipe = SOFT | SHORT | {"epochs": 1, "warmup_epochs": 0}
     said = failure(capsys, own_digits, tmp_path / "run", recipe)
-    assert str(image) in said and "; --skip_unreadable passes over such files" in said
+    assert str(image) in said and "; --skip_unreadable skips such files" in said
     run(own_digits, tmp_path / "run", recipe, "--skip_unreadable")
     assert str(image) in capsys.readouterr().out
     assert metrics(tmp_path / "run")[0]["unreadable"] == ("1" if split == "train" else "0")
     weights = str(tmp_path / "run" / "last.safetensors")
-    train.main(["--data", str(own_digits), "--eval", "--checkpoint", weights, "--skip_unreadable"])
+    evaluate.main(["--data", str(own_digits), "--checkpoint", weights, "--skip_unreadable"])
     said = capsys.readouterr().out
     assert ("on 23 images (1 unreadable)" if split == "val" else "on 24 images,") in said
 
@@ -404,7 +402,7 @@ def test_one_class_is_none(own_digits, tmp_path, capsys):
 
 def test_a_long_average_of_a_short_run_is_warned_of(digits, tmp_path, capsys):
     run(digits, tmp_path / "run", SOFT | SHORT | {"ema_decay": 0.99996})
-    assert "looks back over 25,000 updates and the run has 8" in capsys.readouterr().out
+    assert "averages over 25,000 updates and the run has 8" in capsys.readouterr().out
 
 
 def test_others_may_read_the_weights(uninterrupted):
@@ -432,16 +430,16 @@ def test_a_diverged_run_keeps_its_last_good_snapshot(
 
     monkeypatch.setattr(Training, "update", poisoned)
     assert "the loss is nan" in failure(capsys, digits, tmp_path / "run", SOFT | SHORT)
-    kept = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
-    assert kept["training"]["updates"] == 4
-    assert all(value.isfinite().all() for value in kept["training"]["model"].values())
+    kept = torch.load(tmp_path / "run" / "training.pt", weights_only=True)["state"]["training"]
+    assert kept["updates"] == 4
+    assert all(value.isfinite().all() for value in kept["model"].values())
 
 
 def test_weights_of_other_classes_are_refused(own_digits, uninterrupted, capsys):
     (own_digits / "val" / "3").rename(own_digits / "val" / "three")
     weights = str(uninterrupted / "best.safetensors")
     with pytest.raises(SystemExit, match="3, three"):
-        train.main(["--data", str(own_digits), "--eval", "--checkpoint", weights])
+        evaluate.main(["--data", str(own_digits), "--checkpoint", weights])
 
 
 @pytest.mark.parametrize(
@@ -472,40 +470,3 @@ def test_the_published_recipes():
         assert recipe == Recipe(model=name, lr=lr, batch_size=batch_size)
         assert (recipe.epochs, recipe.warmup_epochs, recipe.clip_grad) == (300, 10, 1.0)
         assert (recipe.min_lr, recipe.weight_decay) == (5e-5, 0.05)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "folder" / "file.txt"
-    with atomic.replacing(path) as partial:
-        partial.write_text("old")
-    with pytest.raises(RuntimeError), atomic.replacing(path) as partial:
-        partial.write_text("half of the n")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_handlers_of_signals_come_back():
-    before = signal.getsignal(signal.SIGTERM)
-    said = []
-    with noticing_interruption(said.append) as noticed:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert noticed.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert said == ["SIGTERM: stopping soon, and saving; again to stop at once"]
-
-
-def test_a_later_signal_ends_the_program(monkeypatch):
-    monkeypatch.setattr(interruption, "SECONDS_OF_ONE_REQUEST", 0.0)
-    with pytest.raises(KeyboardInterrupt), noticing_interruption(print):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_the_first_best_epoch_is_the_best(tmp_path):
-    past = history.History(tmp_path)
-    assert past.best is None
-    for number, top1 in enumerate((0.5, 0.7, 0.7), 1):
-        past.epochs.append(history.Epoch(number, number, 0.1, 1, 1, top1, 1, 1, 0))
-    assert past.best.epoch == 2

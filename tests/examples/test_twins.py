@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 # Examples are no part of the installation; what is installed goes before what lies here.
 from examples.imagenet import throughput
-from examples.imagenet.registry import SIZES
 from examples.imagenet.table import count_parameters
-from examples.imagenet.twins import SoftmaxAttention
+from examples.models.registry import SIZES
+from examples.models.twins import SoftmaxAttention
 from softattn import SoftmaxFreeAttention
 
 SMALL = {"embed_dims": (32, 32, 64, 64), "depths": (1, 1, 1, 1), "num_classes": 5}

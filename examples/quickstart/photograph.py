@@ -1,4 +1,4 @@
-"""A photograph as tokens: what attention over it costs, how exact it is, and what it looks at."""
+"""Attention over a photograph: its cost, its error and where it looks."""
 
 import math
 from dataclasses import asdict
@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import softattn
-from examples.costs import Cost, Grid, Method, measure_costs
-from examples.pictures import AttentionRows, draw_attention_rows
-from examples.report import Report
+from examples.quickstart.costs import Cost, Grid, Method, measure_costs
+from examples.quickstart.pictures import AttentionRows, draw_attention_rows
+from examples.quickstart.report import Report
 
 GRIDS: tuple[Grid, ...] = ((53, 80), (107, 160), (213, 320), (427, 640))
 QUICK_GRIDS: tuple[Grid, ...] = ((16, 24), (27, 40))
 NUM_LANDMARKS = (49, 196)
 POSITION_WEIGHT = 2.0
-# Of the kernel, as a multiple of the layer's default scale 1/√D: about a tenth of the photograph
-# is then close to any one place.
+# Kernel scale, as a multiple of the default 1/√D. With it, a place of the photograph is close to
+# about a tenth of the others.
 SHARPNESS = 4.0
 LIMIT_SECONDS = 20.0
 SAMPLED_ROWS = 1000
@@ -64,22 +64,22 @@ def kernel_scale(tokens: Tensor) -> float:
 
 
 def softmax_free(tokens: Tensor, grid: Grid, num_landmarks: int) -> Tensor:
-    """Softmax-free self-attention over the photograph: linear in n."""
+    """Softmax-free self-attention over the photograph; time linear in n."""
     landmarks = softattn.AvgPoolLandmarks(num_landmarks)(tokens, grid)
     return softattn.softmax_free_attention(
-        tokens, None, tokens, landmarks, normalization="token", scale=kernel_scale(tokens)
+        tokens, None, tokens, landmarks, scale=kernel_scale(tokens)
     )
 
 
 def exact(tokens: Tensor, grid: Grid) -> Tensor:
-    """The Gaussian attention that ``softmax_free`` approximates: quadratic in n."""
+    """The Gaussian attention that ``softmax_free`` approximates; time quadratic in n."""
     return softattn.gaussian_attention(
         tokens, None, tokens, normalize=True, scale=kernel_scale(tokens)
     )
 
 
 def softmax(tokens: Tensor, grid: Grid) -> Tensor:
-    """PyTorch's own attention on the same tensors: quadratic in n."""
+    """PyTorch's own attention on the same tensors; time quadratic in n."""
     return F.scaled_dot_product_attention(tokens, tokens, tokens, scale=kernel_scale(tokens))
 
 
@@ -96,28 +96,26 @@ METHODS = SOFTMAX_FREE | {
 def approximation_errors(tokens: Tensor, grid: Grid) -> dict[str, float]:
     """‖O − exact‖ / ‖exact‖ of softattn over a random sample of rows, by name of the method.
 
-    Rows of the exact answer do not depend on each other, so a sample needs no n × n work.
+    Rows of the exact output do not depend on each other, so a sample needs no n × n work.
     """
     generator = torch.Generator().manual_seed(0)
     sample = torch.randperm(tokens.shape[2], generator=generator)[:SAMPLED_ROWS]
     rows = tokens[:, :, sample]
-    answer = softattn.gaussian_attention(
+    expected = softattn.gaussian_attention(
         rows, tokens, tokens, normalize=True, scale=kernel_scale(tokens)
     )
 
     errors = {}
     for name, method in SOFTMAX_FREE.items():
         output = method.attention(tokens, grid)[:, :, sample]
-        errors[name] = float((output - answer).norm() / answer.norm())
+        errors[name] = float((output - expected).norm() / expected.norm())
     return errors
 
 
 def attention_rows(tokens: Tensor, grid: Grid, num_landmarks: int, index: Tensor) -> AttentionRows:
-    """The rows ``index`` of the matrix that normalization="token" stands for, by its factors."""
+    """The rows ``index`` of softattn's attention matrix, from its factors."""
     landmarks = softattn.AvgPoolLandmarks(num_landmarks)(tokens, grid)
-    factors = softattn.attention_factors(
-        tokens, None, landmarks, normalization="token", scale=kernel_scale(tokens)
-    )
+    factors = softattn.attention_factors(tokens, None, landmarks, scale=kernel_scale(tokens))
     rows = factors.rows(index)[0, 0]
     layer = softmax_free(tokens, grid, num_landmarks)[0, 0, index]
     mismatch = (rows @ tokens[0, 0] - layer).abs().max() / layer.abs().max()
@@ -127,7 +125,7 @@ def attention_rows(tokens: Tensor, grid: Grid, num_landmarks: int, index: Tensor
 
 
 def show_costs(report: Report) -> None:
-    """Measures time, memory and error at rising resolutions, and prints them as a table."""
+    """Measures time, memory and error at growing resolutions, and prints a table."""
     task = report.progress.add_task("photograph: errors", total=None)
     inputs = {grid: photograph_tokens(grid) for grid in (QUICK_GRIDS if report.quick else GRIDS)}
     errors = {grid: approximation_errors(tokens, grid) for grid, tokens in inputs.items()}
@@ -160,11 +158,6 @@ def show_attention_rows(report: Report) -> None:
         report.new_picture("attention_rows.png"), photograph(grid), places, rows, num_landmarks
     )
     report.progress.remove_task(task)
-    report.print(
-        f"Four rows of the {height * width:,} × {height * width:,} attention matrix, from its "
-        f"factors ({num_landmarks} landmarks): row · V is the layer's answer to within "
-        f"{rows.layer_mismatch:.0e} of its size."
-    )
     report.numbers["attention_rows"] = {
         "grid": grid,
         "landmarks": num_landmarks,
@@ -172,13 +165,18 @@ def show_attention_rows(report: Report) -> None:
         "negative_weight": dict(zip(places, rows.negative_weight.tolist(), strict=True)),
         "misplaced_weight": dict(zip(places, rows.misplaced_weight.tolist(), strict=True)),
     }
+    report.print(
+        f"Four rows of the {height * width:,} × {height * width:,} attention matrix, from its "
+        f"factors ({num_landmarks} landmarks). Row · V equals the output of softattn within "
+        f"{rows.layer_mismatch:.0e} of its largest entry."
+    )
 
 
 def _cost_table(costs: list[Cost], errors: dict[Grid, dict[str, float]]) -> Table:
     table = Table(
         title="Self-attention over a photograph, forward",
         caption=f"Kernel scale {SHARPNESS:.0f}/√D; error: of softattn, relative to the exact "
-        f"answer, over {SAMPLED_ROWS:,} rows; memory: at its peak, input included.",
+        f"output, over {SAMPLED_ROWS:,} rows; memory: peak, input included.",
         title_justify="left",
         caption_justify="left",
     )

@@ -1,4 +1,4 @@
-"""Stopping where nothing is lost."""
+"""Stopping at a point where nothing is lost."""
 
 import signal
 import time
@@ -6,8 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Launchers of several processes pass on at once what their terminal sent to all of them too.
+# A launcher forwards a signal that the terminal has already sent to every process.
 SECONDS_OF_ONE_REQUEST = 2.0
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved its work.
+
+    Args:
+        exit_status: what the program should end with.
+    """
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__(exit_status)
+        self.exit_status = exit_status
 
 
 class Interruption:
@@ -24,12 +36,12 @@ class Interruption:
 
 @contextmanager
 def noticing_interruption(say: Callable[[str], None]) -> Iterator[Interruption]:
-    """Notes SIGINT (Ctrl-C) and SIGTERM (a scheduler's warning) in place of ending the program.
+    """Notes SIGINT (Ctrl-C) and SIGTERM (a scheduler's warning) instead of ending the program.
 
-    One that comes some seconds after the first ends it as usual.
+    A signal that comes some seconds after the first ends the program as usual.
 
     Args:
-        say: is told what a person should know at the first.
+        say: is called with a message for the user at the first signal.
     """
     interruption = Interruption()
     since = 0.0
@@ -52,6 +64,6 @@ def noticing_interruption(say: Callable[[str], None]) -> Iterator[Interruption]:
 
 
 def leave_interruption_to_parent(worker: int = 0) -> None:
-    """For worker processes, which signals to a group reach too: they end when their parent does."""
+    """Makes a worker process ignore signals that reach its whole group; it ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,28 +1,31 @@
-"""What a person sees of a run."""
+"""Messages and progress bars of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from examples.imagenet.images import UnreadableImage
+from examples.training.errors import UnreadableFile
+
+# Its keyword ``description`` replaces the text beside the bar.
+Advance = Callable[..., None]
 
 
 class Screen:
-    """Lines and bars of the first process; the others are silent but for unreadable files.
+    """Messages and bars of the first process. Other processes report unreadable files only.
 
     Args:
         shown: whether this is the first process.
-        skip_unreadable: whether files that cannot be read are passed over.
+        skip_unreadable: whether to skip files that cannot be read, instead of raising.
     """
 
     def __init__(self, shown: bool, skip_unreadable: bool) -> None:
@@ -49,12 +52,12 @@ class Screen:
             self._console.print(line, markup=False)
 
     @contextmanager
-    def bar(self, description: str, total: int, unit: str, done: int = 0) -> Iterator["Bar"]:
-        """A bar that is there for the time of the block."""
+    def bar(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Shows a bar while the block runs; calling what it yields advances the bar by one."""
         self._progress.start()
         task = self._progress.add_task(description, total=total, completed=done, unit=unit)
         try:
-            yield Bar(self._progress, task)
+            yield partial(self._progress.update, task, advance=1)
         finally:
             self._progress.remove_task(task)
             if not self._progress.tasks:
@@ -63,23 +66,14 @@ class Screen:
     def note_unreadable(self, messages: list[str]) -> None:
         """Counts and prints files that could not be read, in every process.
 
+        Args:
+            messages: one for each file.
+
         Raises:
-            UnreadableImage: they are not to be passed over.
+            UnreadableFile: such files are not to be skipped.
         """
         if messages and not self._skip_unreadable:
-            raise UnreadableImage(f"{messages[0]}; --skip_unreadable passes over such files")
+            raise UnreadableFile(f"{messages[0]}; --skip_unreadable skips such files")
         self.unreadable += len(messages)
         for message in messages:
-            self._console.print(f"passed over {message}", markup=False)
-
-
-class Bar:
-    """A bar that can be moved on."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-
-    def advance(self, by: int = 1, description: str | None = None) -> None:
-        """Moves it on, and says something new beside it."""
-        self._progress.update(self._task, advance=by, description=description)
+            self._console.print(f"skipped {message}", markup=False)

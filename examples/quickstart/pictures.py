@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 INK = "#24292f"
@@ -17,10 +18,10 @@ COLOURS = ("#0072b2", "#009e73", "#d55e00", "#6e7781")
 class AttentionRows:
     """Rows of the attention matrix, for the tokens at some places.
 
-    approximated: [places, n], the rows of softattn's matrix, which never exists as a whole.
+    approximated: [places, n], rows of softattn's matrix, which is never built as a whole.
     exact: [places, n], the rows that they approximate.
-    layer_mismatch: the largest difference between approximated · V and what softattn answers at
-        these tokens, over the largest entry of the latter: 0 up to rounding.
+    layer_mismatch: largest difference between approximated · V and softattn's output for these
+        tokens, divided by the largest entry of the output: 0 up to rounding.
     """
 
     approximated: Tensor
@@ -29,12 +30,12 @@ class AttentionRows:
 
     @property
     def negative_weight(self) -> Tensor:
-        """[places], how much of a row's weight of 1 is below 0."""
+        """[places], summed size of the negative weights in a row, whose sum is 1."""
         return -self.approximated.clamp(max=0).sum(-1)
 
     @property
     def misplaced_weight(self) -> Tensor:
-        """[places], how much of a row's weight of 1 is not where the exact row has it."""
+        """[places], half the summed difference to the exact row, whose sum is 1 too."""
         return (self.approximated - self.exact).abs().sum(-1) / 2
 
 
@@ -45,10 +46,10 @@ def draw_attention_rows(
     rows: AttentionRows,
     num_landmarks: int,
 ) -> None:
-    """The photograph with its places, and above each other the two rows of each place.
+    """Draws the photograph with its places, and for each place the approximated and exact row.
 
     Args:
-        path: where the picture goes.
+        path: of the picture.
         image: [height, width, 3].
         places: (row, column) by name.
         rows: of these places, with n = height · width.
@@ -68,7 +69,7 @@ def draw_attention_rows(
         photo.annotate(
             f"{i + 1}", place[::-1], ha="center", va="center", color=INK, fontsize=9, weight="bold"
         )
-        # The colour scale is that of the exact row but for its few largest entries.
+        # The colour scale covers the exact row, except its few largest entries.
         most = float(np.quantile(n * rows.exact[i].numpy(), 0.998))
         pair = []
         for line, matrix in enumerate((rows.approximated, rows.exact)):
@@ -105,11 +106,11 @@ def draw_attention_rows(
 
 
 def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) -> None:
-    """Test accuracy by epoch: the mean over seeds, and the range as a band.
+    """Draws the test accuracy by epoch: the mean over seeds, and the range as a band.
 
     Args:
-        path: where the picture goes.
-        curves: by variant, for each seed the accuracy after each epoch.
+        path: of the picture.
+        curves: by variant, the accuracy after each epoch for each seed.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -117,7 +118,9 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
         error = 1 - np.array(runs)
         epochs = np.arange(1, error.shape[1] + 1)
         dashes = "--" if variant.startswith("softmax") else "-"
-        axes.plot(epochs, error.mean(0), dashes, color=colour, lw=2, label=variant)
+        axes.plot(
+            epochs, error.mean(0), dashes, color=colour, lw=2, marker="o", ms=4, label=variant
+        )
         axes.fill_between(epochs, error.min(0), error.max(0), color=colour, alpha=0.13, lw=0)
     axes.set_yscale("log")
     axes.invert_yaxis()
@@ -128,9 +131,12 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("test accuracy (logarithmic in the error)", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     seeds = max(map(len, curves.values()))
     axes.set_title(
-        f"Handwritten digits: one network, four attentions, {seeds} seeds", loc="left", color=INK
+        f"Handwritten digits: one network, four attentions, {seeds} seed{'s' * (seeds > 1)}",
+        loc="left",
+        color=INK,
     )
     axes.legend(edgecolor="white", framealpha=1, labelcolor=INK, loc="lower right")
     figure.savefig(path, dpi=140)

@@ -1,4 +1,4 @@
-"""What the parts of the quickstart share."""
+"""The results of the quickstart, collected over its parts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +10,13 @@ from rich.progress import Progress
 
 @dataclass(frozen=True)
 class Report:
-    """Where results go.
+    """The results so far, and where they go.
 
-    out: the folder of the pictures.
+    out: folder of the pictures.
     quick: whether this is a smoke run, whose numbers mean nothing.
-    progress: the bars on the screen.
-    numbers: by part of the quickstart, as they will stand in results.json.
-    pictures: those drawn so far.
+    progress: bars on the screen.
+    numbers: content of results.json, by part of the quickstart.
+    pictures: files drawn so far.
     """
 
     out: Path
@@ -30,6 +30,6 @@ class Report:
         self.progress.console.print(*content, "")
 
     def new_picture(self, name: str) -> Path:
-        """Where to draw the next picture."""
+        """The path of the next picture."""
         self.pictures.append(self.out / name)
         return self.pictures[-1]

@@ -14,16 +14,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import softattn
-from examples.digits import show_digits
-from examples.photograph import show_attention_rows, show_costs
-from examples.report import Report
+from examples.quickstart.digits import show_digits
+from examples.quickstart.photograph import show_attention_rows, show_costs
+from examples.quickstart.report import Report
 
 
 def main() -> None:
-    """Runs the three parts; Ctrl-C keeps what is there."""
+    """Runs the three parts. Ctrl-C keeps the results of the parts that are finished."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
-    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/quickstart"), help="folder for pictures and numbers"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a short test run",
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -39,7 +45,7 @@ def main() -> None:
             for show in (show_costs, show_attention_rows, show_digits):
                 show(report)
         except KeyboardInterrupt:
-            report.print("Stopped. What was finished is kept.")
+            report.print("Stopped. The results so far are kept.")
     seconds = time.perf_counter() - start
     numbers = out / "results.json"
     numbers.write_text(json.dumps(report.numbers | {"seconds": seconds}, indent=2) + "\n")
@@ -49,7 +55,7 @@ def main() -> None:
 
 
 def environment() -> dict[str, str]:
-    """What the numbers were measured with."""
+    """The hardware and software of the measurements."""
     return {
         "device": f"CPU {platform.machine()}, {torch.get_num_threads()} threads",
         "python": f"Python {platform.python_version()}",

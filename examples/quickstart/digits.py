@@ -1,4 +1,4 @@
-"""Handwritten digits: a small transformer learns them with each kind of attention."""
+"""A small transformer that learns handwritten digits with each kind of attention."""
 
 import os
 import time
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import softattn
-from examples.pictures import draw_learning_curves
-from examples.processes import worker_processes
-from examples.report import Report
+from examples.quickstart.pictures import draw_learning_curves
+from examples.quickstart.processes import worker_processes
+from examples.quickstart.report import Report
 
 VARIANTS = {
-    "landmark": 'softattn, "landmark"',
     "token": 'softattn, "token"',
+    "landmark": 'softattn, "landmark"',
     "none": 'softattn, "none"',
-    "softmax": "softmax (PyTorch's SDPA)",
+    "softmax": "softmax (PyTorch's)",
 }
 SEEDS = (0, 1, 2)
-# The network and its training were settled on another split, with random_state=0.
+# The network and its training were chosen on another split, with random_state=0.
 SPLIT_SEED = 1
 EPOCHS = 12
 GRID = (8, 8)
@@ -34,54 +34,42 @@ BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
 
 
-class SoftmaxAttention(nn.Module):
-    """What a transformer usually has: queries, keys and values of their own, and softmax."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv_proj = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, dim) to the same."""
-        qkv = rearrange(self.qkv_proj(x), "b n (t h d) -> t b h n d", t=3, h=self.heads)
-        attended = F.scaled_dot_product_attention(*qkv)
-        output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
-        return output
-
-
 class Block(nn.Module):
-    """Attention and a two-layer network, each on normalised tokens and added to them."""
+    """Attention and a two-layer network, each with a norm before it and a residual connection."""
 
     def __init__(self, variant: str) -> None:
         super().__init__()
-        self.attention: nn.Module
-        if variant == "softmax":
-            self.attention = SoftmaxAttention(DIM, HEADS)
-        else:
-            self.attention = softattn.SoftmaxFreeAttention(
+        self.attention = (
+            nn.MultiheadAttention(DIM, HEADS, batch_first=True)
+            if variant == "softmax"
+            else softattn.SoftmaxFreeAttention(
                 embed_dim=DIM,
                 num_heads=HEADS,
                 landmarks=softattn.AvgPoolLandmarks(NUM_LANDMARKS),
                 normalization=variant,
             )
-        # The class token is a query and a key, but no place of the grid.
-        self.options = {} if variant == "softmax" else {"grid": GRID, "num_prefix_tokens": 1}
+        )
         self.attention_norm = nn.LayerNorm(DIM)
         self.mlp = nn.Sequential(
             nn.LayerNorm(DIM), nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 1 + pixels, dim) to the same."""
-        x = x + self.attention(self.attention_norm(x), **self.options)
+        """(batch, 1 + pixels, dim) to the same shape."""
+        x = x + self.attend(self.attention_norm(x))
         output: Tensor = x + self.mlp(x)
         return output
 
+    def attend(self, x: Tensor) -> Tensor:
+        """(batch, 1 + pixels, dim) to the same shape."""
+        if isinstance(self.attention, nn.MultiheadAttention):
+            return self.attention(x, x, x, need_weights=False)[0]
+        # The class token is a query and a key, but not a place of the grid.
+        return self.attention(x, grid=GRID, num_prefix_tokens=1)
+
 
 class Classifier(nn.Module):
-    """One token a pixel, and a class token that knows of them through attention alone."""
+    """One token for each pixel, and a class token that is classified."""
 
     def __init__(self, variant: str) -> None:
         super().__init__()
@@ -103,7 +91,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training; ``test_accuracy`` is after each epoch, and no choice is made by it."""
+    """One training.
+
+    variant: of the attention.
+    seed: of the training.
+    parameters: number of them.
+    seconds: of the training.
+    test_accuracy: after each epoch; no choice depends on it.
+    """
 
     variant: str
     seed: int
@@ -113,7 +108,7 @@ class TrainingRun:
 
 
 def train(job: tuple[str, int, int]) -> TrainingRun:
-    """Trains one variant with one seed for some epochs, always the same way."""
+    """Trains a model; ``job`` is its variant, its seed and the number of epochs."""
     variant, seed, epochs = job
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)
@@ -152,7 +147,7 @@ def train(job: tuple[str, int, int]) -> TrainingRun:
 
 
 def show_digits(report: Report) -> None:
-    """Trains every variant with every seed, one core each; prints a table and draws the curves."""
+    """Trains each variant with each seed on a core of its own; prints a table, draws the curves."""
     seeds, epochs = ((0,), 1) if report.quick else (SEEDS, EPOCHS)
     jobs = [(variant, seed, epochs) for seed in seeds for variant in VARIANTS]
     task = report.progress.add_task("digits: training", total=len(jobs))
@@ -180,8 +175,8 @@ def show_digits(report: Report) -> None:
 def _table(trained: dict[str, list[TrainingRun]]) -> Table:
     table = Table(
         title="Handwritten digits, test accuracy after the last epoch",
-        caption="Mean and range over the seeds; one of the 450 test images is 0.2 %. Training on "
-        "one core.",
+        caption="Mean and range over the seeds. One of the 450 test images is 0.2 %. Training time "
+        "is on one core.",
         title_justify="left",
         caption_justify="left",
     )

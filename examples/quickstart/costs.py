@@ -1,4 +1,4 @@
-"""What one attention call costs: seconds and peak memory, each method in a process of its own."""
+"""Time and peak memory of one attention call, each method in a process of its own."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.processes import worker_processes
+from examples.quickstart.processes import worker_processes
 
 Grid = tuple[int, int]
 Attention = Callable[[Tensor, Grid], Tensor]
@@ -32,10 +32,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Cost:
-    """One call, or what it would have cost where it was left out.
+    """The cost of one call, or an estimate if the call was skipped.
 
-    seconds: of the fastest repetition; an estimate where ``skipped``.
-    peak_mib: what the call and its input added to the memory of the process, None where skipped.
+    method: its name.
+    grid: height and width of the photograph.
+    seconds: of the fastest repetition; an estimate if ``skipped``.
+    peak_mib: memory that the call and its input added to the process; None if ``skipped``.
+    skipped: whether the call would have taken too long.
     """
 
     method: str
@@ -53,11 +56,18 @@ class Cost:
 def measure_costs(
     methods: Mapping[str, Method], inputs: Mapping[Grid, Tensor], limit_seconds: float
 ) -> Iterator[Cost]:
-    """The cost of each method on each input, smallest input first.
+    """Measures each method on each input, the smallest input first.
 
-    A call that, going by the last one, would take more than ``limit_seconds`` is left out. A
-    process meets its inputs in growing order, so that the highest memory it has ever used is that
-    of the present one.
+    A process gets its inputs in growing order, so that the peak memory of the process is that of
+    the current input.
+
+    Args:
+        methods: by name.
+        inputs: tokens (1, 1, n, D) by grid.
+        limit_seconds: a call that should take longer, extrapolated from the last one, is skipped.
+
+    Yields:
+        The costs as they are measured.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = {}
@@ -80,7 +90,7 @@ def measure_costs(
 
 
 def _warm_up(attention: Attention) -> int:
-    """Runs ``attention`` on few tokens, and says how many bytes the process now holds."""
+    """Runs ``attention`` on few tokens; returns the bytes that the process then holds."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         tokens = torch.randn(1, 1, math.prod(WARM_UP_GRID), 32, generator=generator)
@@ -89,7 +99,7 @@ def _warm_up(attention: Attention) -> int:
 
 
 def _measure(attention: Attention, file: Path, grid: Grid) -> tuple[float, int]:
-    """Least seconds of ``attention``, and the most bytes that the process has ever held."""
+    """Least seconds of ``attention``, and peak bytes of the process."""
     tokens = torch.from_numpy(np.load(file))
     seconds: list[float] = []
     while len(seconds) < MOST_REPETITIONS and sum(seconds) < REPEAT_FOR_SECONDS:
@@ -100,8 +110,8 @@ def _measure(attention: Attention, file: Path, grid: Grid) -> tuple[float, int]:
 
 
 def _memory(field: str) -> int:
-    """Bytes held now ("VmRSS") or at most so far ("VmHWM"); on macOS the latter for both."""
-    # Linux hands ru_maxrss on from parent to child, so there it would start too high.
+    """Bytes held now ("VmRSS") or at most so far ("VmHWM"); on macOS always the latter."""
+    # Not ru_maxrss on Linux: a child inherits it from its parent, so it would start too high.
     status = Path("/proc/self/status")
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())

@@ -8,11 +8,11 @@ import torch
 
 
 def worker_processes(count: int, threads: int) -> Pool:
-    """Fresh processes, each with its number of threads; leaving the ``with`` block ends them."""
+    """New processes with ``threads`` threads each; leaving the ``with`` block ends them."""
     return get_context("spawn").Pool(count, initializer=_prepare, initargs=(threads,))
 
 
 def _prepare(threads: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent is the one to answer it.
+    # Ctrl-C reaches every process of the terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)

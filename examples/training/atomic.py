@@ -8,16 +8,16 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields where to write; ``path`` becomes that file when the block ends without an error.
+    """Yields a temporary path to write to; it replaces ``path`` when the block succeeds.
 
-    Until then, and after an error, a crash or a power cut, ``path`` is what it was.
+    Until then, and after an error, a crash or a power failure, ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays, by which some libraries choose a format.
+    # The suffix stays, because some libraries choose a format by it.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
-        # Some libraries write files that nobody else may read.
+        # Some libraries write files that only their owner may read.
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o666 & ~umask)

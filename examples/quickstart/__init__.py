@@ -1,0 +1,1 @@
+"""Softmax-free attention on a photograph and on handwritten digits: ``make demo``."""

@@ -1,0 +1,1 @@
+"""What any training needs, whatever the task: interruption, snapshots, history and the screen."""
