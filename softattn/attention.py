@@ -18,7 +18,7 @@ from softattn.common.validation import (
     check_cu_seqlens,
     check_mask,
     check_operator_choices,
-    check_scale,
+    scale_of,
 )
 from softattn.pinv import resolve_pinv
 
@@ -102,7 +102,7 @@ def softmax_free_attention(
     )
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
     backend = select_backend(impl, query, value, landmarks, normalization)
-    scale = check_scale(scale, query)
+    scale = scale_of(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
             backend,
@@ -189,7 +189,7 @@ def softmax_free_attention_varlen(
     check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
     backend = select_backend(impl, query, value, landmarks, normalization)
-    scale = check_scale(scale, query)
+    scale = scale_of(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
             backend,
@@ -256,7 +256,7 @@ def gaussian_attention(
             key,
             value,
             normalize=normalize,
-            scale=check_scale(scale, query),
+            scale=scale_of(scale, query),
             key_padding_mask=key_padding_mask,
         )
 
@@ -289,7 +289,7 @@ def softmax_log_weight_range(
     key = cross_key(query, key)
     check_attention(query, key, key_padding_mask=key_padding_mask)
     with without_autocast(query.device):
-        return log_weight_range(query, key, check_scale(scale, query), key_padding_mask)
+        return log_weight_range(query, key, scale_of(scale, query), key_padding_mask)
 
 
 def _sequences(packed: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:

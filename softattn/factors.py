@@ -12,8 +12,9 @@ from softattn.common.identity import cross_key
 from softattn.common.key_weights import softmax_query_and_weights
 from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import promoted_under_autocast, without_autocast
+from softattn.common.products import matmul
 from softattn.common.quotient import QUOTIENTS, floored, restored_diagonal
-from softattn.common.validation import NORMALIZATIONS, check_attention, check_choice, check_scale
+from softattn.common.validation import NORMALIZATIONS, check_attention, check_choice, scale_of
 from softattn.eager import gram
 from softattn.pinv import resolve_pinv
 
@@ -53,7 +54,7 @@ class AttentionFactors:
             raise IndexError(f"indices must be from {-n_q} to {n_q - 1}, got {chosen.tolist()}")
         chosen = chosen % max(n_q, 1)
         with without_autocast(self.query_side.device):
-            weights = (self.query_side[:, :, chosen] @ self.middle) @ self.key_side.mT
+            weights = matmul(matmul(self.query_side[:, :, chosen], self.middle), self.key_side.mT)
         if self.diagonal is not None:
             place = chosen.expand(*weights.shape[:2], -1)[..., None]
             weights = weights.scatter_add(-1, place, self.diagonal[:, :, chosen, None])
@@ -67,7 +68,9 @@ class AttentionFactors:
         if self.denominator is not None:
             share = share / self.denominator
         with without_autocast(self.query_side.device):
-            received = (share[..., None, :] @ self.query_side @ self.middle) @ self.key_side.mT
+            received = matmul(
+                matmul(matmul(share[..., None, :], self.query_side), self.middle), self.key_side.mT
+            )
         sums = received[..., 0, :]
         return sums if self.diagonal is None else sums + self.diagonal * share
 
@@ -121,7 +124,7 @@ def attention_factors(
         landmark_padding_mask=landmark_padding_mask,
     )
     query, key, landmarks = promoted_under_autocast(query, key, landmarks)
-    scale = check_scale(scale, query)
+    scale = scale_of(scale, query)
     keys = gather_padding(query if key is None else key, key_padding_mask)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
@@ -141,11 +144,11 @@ def attention_factors(
             query_side = gram(query, landmarks, scale, shifted=normalization in QUOTIENTS)
         if normalization not in QUOTIENTS:
             return AttentionFactors(query_side, middle, key_side)
-        z = middle @ key_side.sum(2).unsqueeze(-1)
-        denominator, terms = (query_side @ torch.cat([z, z.abs()], -1)).unbind(-1)
+        z = matmul(middle, key_side.sum(2).unsqueeze(-1))
+        denominator, terms = matmul(query_side, torch.cat([z, z.abs()], -1)).unbind(-1)
         diagonal = None
         if key is None:
-            diagonal = restored_diagonal(((query_side @ middle) * query_side).sum(-1))
+            diagonal = restored_diagonal((matmul(query_side, middle) * query_side).sum(-1))
             diagonal = diagonal if weights is None else diagonal * weights[..., 0]
             if key_padding_mask is not None:
                 diagonal = diagonal.masked_fill(key_padding_mask[:, None], 0)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from softattn.backends.selection import select_backend
 from softattn.common.precision import promoted_under_autocast, without_autocast
-from softattn.common.validation import check_scale, check_tokens
+from softattn.common.validation import check_tokens, scale_of
 
 
 def gaussian_kernel(
@@ -33,4 +33,4 @@ def gaussian_kernel(
     query, key = promoted_under_autocast(query, key)
     backend = select_backend(impl, query)
     with without_autocast(query.device):
-        return backend.gram(query, key, check_scale(scale, query))
+        return backend.gram(query, key, scale_of(scale, query))

@@ -41,11 +41,14 @@ def check_causal(is_causal: bool) -> None:
         )
 
 
-def check_scale(scale: float | None, query: Tensor) -> float:
+def scale_of(scale: float | None, query: Tensor) -> float:
     """The scale of the squared distance, 1/√d where none is given."""
-    if scale is None:
-        return 1 / math.sqrt(max(query.shape[-1], 1))
-    if not (isinstance(scale, Real) and 0 < scale < math.inf):
+    return 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else check_scale(scale)
+
+
+def check_scale(scale: object) -> float:
+    """Raises ValueError unless ``scale`` is a positive finite number."""
+    if not (isinstance(scale, Real) and 0 < float(scale) < math.inf):
         raise ValueError(f"scale must be a positive finite number or None, got {scale!r}")
     return float(scale)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from softattn.common.compiler import apply, is_exported
 from softattn.common.precision import compute_dtype, without_autocast
+from softattn.common.products import matmul
 
 
 def gram(query: Tensor, key: Tensor, scale: float, *, shifted: bool = False) -> Tensor:
@@ -45,6 +46,6 @@ class _Gram(torch.autograd.Function):
         query, key, block = ctx.saved_tensors
         with without_autocast(grad.device):
             w = -ctx.scale * block * grad
-            dq = w.sum(-1, keepdim=True) * query - w @ key
-            dk = w.sum(-2).unsqueeze(-1) * key - w.mT @ query
+            dq = w.sum(-1, keepdim=True) * query - matmul(w, key)
+            dk = w.sum(-2).unsqueeze(-1) * key - matmul(w.mT, query)
         return dq, dk, None, None

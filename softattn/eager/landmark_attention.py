@@ -23,6 +23,7 @@ from softattn.common.centering import median_token
 from softattn.common.compiler import apply, is_compiled
 from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import compute_dtype, without_autocast
+from softattn.common.products import matmul
 from softattn.common.quotient import FLOOR, floored, restored_diagonal, underflow
 from softattn.eager.product import gaussian_product, nearest_key_shift
 from softattn.eager.tiles import token_slices
@@ -112,7 +113,7 @@ class _Landmarks:
 
     def kernel(self, centred: Tensor, *, shifted: bool) -> Tensor:
         """P, (..., t, m); ``shifted``: with each row divided by its largest entry."""
-        exponent = centred @ self.scaled
+        exponent = matmul(centred, self.scaled)
         exponent.sub_(self.half_norms)
         if shifted and exponent.shape[-1]:
             # What a row has in common, its own norm, drops out.
@@ -168,7 +169,7 @@ class _Passes:
         sums = _Sum()
         for tile in self.key_tiles:
             p = self._rows_of_queries(tile, keep=True) if self.is_self else self._rows_of_keys(tile)
-            sums.add(p.mT @ self._values(tile))
+            sums.add(matmul(p.mT, self._values(tile)))
         return sums.total
 
     def output(self, sums: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ class _Passes:
                 terms, _ = self._terms(tile, p, factors)
                 rows = terms[..., :-2] / floored(terms[..., -2:-1], terms[..., -1:])
             else:
-                rows = p @ factors
+                rows = matmul(p, factors)
             output.put(tile, self._without_padded_queries(tile, rows.to(self.value.dtype)))
         return output.total
 
@@ -194,8 +195,8 @@ class _Passes:
         if self.quotient:
             of_factors, of_absolute = of_factors[..., :-1], of_factors[..., -1:]
             of_factors[..., -1:].add_(factors[..., -2:-1].sign() * of_absolute)
-        of_middle.add(of_factors @ sums.mT)
-        of_sums = self.middle.mT @ of_factors
+        of_middle.add(matmul(of_factors, sums.mT))
+        of_sums = matmul(self.middle.mT, of_factors)
 
         symmetric = self.middle + self.middle.mT
         of_query = _Rows(self.query)
@@ -205,22 +206,24 @@ class _Passes:
         for tile, cotangent in zip(self.query_tiles, cotangents, strict=True):
             p = self._rows_of_queries(tile)
             if self.is_self and values_needed:
-                self._put_value_gradients(tile, p @ of_sums, cotangent.own, of_value, of_weights)
+                of_values = matmul(p, of_sums)
+                self._put_value_gradients(tile, of_values, cotangent.own, of_value, of_weights)
             if tokens_needed:
-                of_p = cotangent.rows @ factors.mT
+                of_p = matmul(cotangent.rows, factors.mT)
                 if cotangent.diagonal is not None:
-                    of_p.sub_(cotangent.diagonal * (p @ symmetric))
+                    of_p.sub_(cotangent.diagonal * matmul(p, symmetric))
                 if self.is_self:
-                    of_p.add_(self._values(tile) @ of_sums.mT)
+                    of_p.add_(matmul(self._values(tile), of_sums.mT))
                 of_query.put(
                     tile, self._token_gradients(self._queries(tile), p, of_p, of_landmarks)
                 )
         for tile in [] if self.is_self else self.key_tiles:
             p = self._rows_of_keys(tile)
             if values_needed:
-                self._put_value_gradients(tile, p @ of_sums, None, of_value, of_weights)
+                of_values = matmul(p, of_sums)
+                self._put_value_gradients(tile, of_values, None, of_value, of_weights)
             if tokens_needed:
-                of_p = self._values(tile) @ of_sums.mT
+                of_p = matmul(self._values(tile), of_sums.mT)
                 of_key.put(tile, self._token_gradients(self._keys(tile), p, of_p, of_landmarks))
         found: list[_Rows | _Sum] = [
             of_query,
@@ -244,9 +247,9 @@ class _Passes:
             if self.quotient:
                 found = self._quotient_gradient(tile, p, factors, of_rows, output[..., tile, :])
             cotangents.append(found)
-            of_factors.add(p.mT @ found.rows)
+            of_factors.add(matmul(p.mT, found.rows))
             if found.diagonal is not None:
-                of_middle.add(p.mT @ (-found.diagonal * p))
+                of_middle.add(matmul(p.mT, -found.diagonal * p))
         return cotangents, of_factors.total, of_middle
 
     def _quotient_gradient(
@@ -273,9 +276,9 @@ class _Passes:
     def _terms(self, tile: slice, p: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last columns of [N, D, T] that belong to ``factors``, and P_i M P_iᵀ or None."""
         if not self.is_self:
-            return p @ factors, None
+            return matmul(p, factors), None
         columns = factors.shape[-1]
-        products = p @ torch.cat([factors, self.middle], -1)
+        products = matmul(p, torch.cat([factors, self.middle], -1))
         approximated = (products[..., columns:] * p).sum(-1, keepdim=True)
         values = self._values(tile)
         own = torch.cat([values, values[..., -1:]], -1)[..., -columns:]
@@ -286,8 +289,8 @@ class _Passes:
         """The gradient in centred tokens, through their rows of P; adds to that in L."""
         e = of_p.mul_(p).mul_(-self.scale)
         points = self.landmarks.points
-        of_landmarks.add(e.sum(-2).unsqueeze(-1) * points - e.mT @ x)
-        return e.sum(-1, keepdim=True) * x - e @ points
+        of_landmarks.add(e.sum(-2).unsqueeze(-1) * points - matmul(e.mT, x))
+        return e.sum(-1, keepdim=True) * x - matmul(e, points)
 
     def _put_value_gradients(
         self, tile: slice, of_values: Tensor, own: Tensor | None, value: "_Rows", weights: "_Rows"
@@ -308,7 +311,7 @@ class _Passes:
 
     def _factors(self, sums: Tensor) -> Tensor:
         """R = [M S, |z|], or M S without a quotient."""
-        product = self.middle @ sums
+        product = matmul(self.middle, sums)
         return torch.cat([product, product[..., -1:].abs()], -1) if self.quotient else product
 
     def _values(self, tile: slice) -> Tensor:
@@ -492,7 +495,7 @@ def _by_products(
         values = values if weights is None else values * weights
     values = blank_padding(values, padding)
     sums, _ = gaussian_product(landmarks, keys, values, scale=scale)
-    factors = middle @ sums
+    factors = matmul(middle, sums)
     if not quotient:
         output, _ = gaussian_product(query, landmarks, factors, scale=scale)
     else:

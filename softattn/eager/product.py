@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softattn.common.compiler import apply, is_compiled
 from softattn.common.precision import compute_dtype, without_autocast
+from softattn.common.products import matmul
 from softattn.eager.tiles import Tensors, Tiles, in_dtype_of, present
 
 
@@ -224,7 +225,7 @@ def _(query, key, padding, scale):  # type: ignore[no-untyped-def]
 def _exponent(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """−s ‖x − y‖² / 2 by its three products, at most 0: [..., n_q, n_k]."""
     half = scale / 2
-    exponent = query @ (scale * key).mT
+    exponent = matmul(query, (scale * key).mT)
     exponent.sub_(half * query.square().sum(-1, keepdim=True))
     exponent.sub_(half * key.square().sum(-1).unsqueeze(-2))
     return exponent.clamp_max_(0)
@@ -252,8 +253,8 @@ def _tile_product(
     """What one tile adds to P V and, with a form, to P_i M P_iᵀ."""
     p = _block(query, key, scale, shift)
     if form is None:
-        return {"product": p @ value}
-    return {"product": p @ value, "quadratic": ((p @ form) * p).sum(-1, keepdim=True)}
+        return {"product": matmul(p, value)}
+    return {"product": matmul(p, value), "quadratic": (matmul(p, form) * p).sum(-1, keepdim=True)}
 
 
 def _tile_gradients(
@@ -273,14 +274,14 @@ def _tile_gradients(
     w = −s P ∘ dP, dP = G Vᵀ + h (P M + P Mᵀ):  dQ = rowsum(w) Q − w K,  dK = colsum(w) K − wᵀ Q.
     """
     p = _block(query, key, scale, shift)
-    dp = product @ value.mT
+    dp = matmul(product, value.mT)
     form_gradient = {}
     if form is not None and quadratic is not None:
-        dp = dp + quadratic * (p @ (form + form.mT))
-        form_gradient = {"form": p.mT @ (quadratic * p)}
+        dp = dp + quadratic * matmul(p, form + form.mT)
+        form_gradient = {"form": matmul(p.mT, quadratic * p)}
     w = dp.mul_(p).mul_(-scale)
     return {
-        "query": w.sum(-1, keepdim=True) * query - w @ key,
-        "key": w.sum(-2).unsqueeze(-1) * key - w.mT @ query,
-        "value": p.mT @ product,
+        "query": w.sum(-1, keepdim=True) * query - matmul(w, key),
+        "key": w.sum(-2).unsqueeze(-1) * key - matmul(w.mT, query),
+        "value": matmul(p.mT, product),
     } | form_gradient

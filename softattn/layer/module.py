@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from softattn.attention import softmax_free_attention, softmax_free_attention_varlen
 from softattn.common.identity import cross_key
 from softattn.common.precision import autocasts
-from softattn.common.validation import check_causal, check_floating, check_operator_choices
+from softattn.common.validation import (
+    check_causal,
+    check_floating,
+    check_operator_choices,
+    check_scale,
+)
 from softattn.factors import AttentionFactors, attention_factors
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler, check_sampler
 from softattn.layer.grid_tokens import TokenBatch, arrange_tokens
@@ -29,8 +34,12 @@ class SoftmaxFreeAttention(nn.Module):
         num_heads: heads.
         head_dim: d, features of a head; embed_dim / num_heads by default.
         landmarks: a ``LandmarkSampler``; ``AvgPoolLandmarks(49)`` by default.
-        normalization: ``"none"``, ``"landmark"`` or ``"token"``, see ``softmax_free_attention``.
+        normalization: ``"token"``, ``"softmax"``, ``"none"`` or ``"landmark"``, see
+            ``softmax_free_attention``.
         pinv: what inverts the landmarks' Gram matrix, see ``softmax_free_attention``.
+        scale: s in the kernel, 1/√d by default.
+        qk_norm: divide the queries and keys of each head by their root mean square. All keys then
+            have one norm, and ``"token"`` approximates softmax attention.
         value_conv: size of the published depthwise convolution over the values, which is added to
             the output: an odd int for maps of two dimensions, one for each dimension of other
             grids, 0 for none. One filter a head.
@@ -57,6 +66,8 @@ class SoftmaxFreeAttention(nn.Module):
         landmarks: LandmarkSampler | None = None,
         normalization: str = "token",
         pinv: str | Callable[[Tensor], Tensor] | None = None,
+        scale: float | None = None,
+        qk_norm: bool = False,
         value_conv: int | Sequence[int] = 0,
         bias: bool = True,
         impl: str = "auto",
@@ -80,6 +91,8 @@ class SoftmaxFreeAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.normalization = normalization
+        self.scale = None if scale is None else check_scale(scale)
+        self.qk_norm = qk_norm
         self.impl = impl
         inner = self.num_heads * self.head_dim
         self.qk_proj = nn.Linear(embed_dim, inner, bias=bias, device=device, dtype=dtype)
@@ -170,6 +183,7 @@ class SoftmaxFreeAttention(nn.Module):
             inputs.landmarks,
             normalization=self.normalization,
             pinv=self.pinv,
+            scale=self.scale,
             key_padding_mask=source.padding,
             landmark_padding_mask=inputs.landmark_padding_mask,
             impl=self.impl,
@@ -224,6 +238,7 @@ class SoftmaxFreeAttention(nn.Module):
             inputs.landmarks,
             normalization=self.normalization,
             pinv=self.pinv,
+            scale=self.scale,
             key_padding_mask=source.padding,
             landmark_padding_mask=inputs.landmark_padding_mask,
         )
@@ -235,7 +250,8 @@ class SoftmaxFreeAttention(nn.Module):
         """Sizes and choices."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
-            f"normalization={self.normalization!r}, impl={self.impl!r}"
+            f"normalization={self.normalization!r}, scale={self.scale}, qk_norm={self.qk_norm}, "
+            f"impl={self.impl!r}"
         )
 
     def _project(
@@ -266,11 +282,11 @@ class SoftmaxFreeAttention(nn.Module):
         source = arrange_tokens(
             x if context is None else context, grid, key_padding_mask, num_prefix_tokens
         )
-        keys = self._heads(self.qk_proj, source.features)
+        keys = self._query_heads(source.features)
         where = (source.grid, source.grid_padding)
         return _Projected(
             source,
-            keys if context is None else self._heads(self.qk_proj, x.flatten(1, -2)),
+            keys if context is None else self._query_heads(x.flatten(1, -2)),
             None if context is None else keys,
             self.landmarks(keys[:, :, num_prefix_tokens:], *where),
             self.landmarks.landmark_padding_mask(*where),
@@ -284,13 +300,15 @@ class SoftmaxFreeAttention(nn.Module):
         self, queries_from: PackedTokens, keys_from: PackedTokens | None, num_prefix_tokens: int
     ) -> Tensor:
         source = queries_from if keys_from is None else keys_from
-        keys = self._packed_heads(self.qk_proj, source)
+        keys = self._normed(self._packed_heads(self.qk_proj, source))
         values = self._packed_heads(self.v_proj, source)
         landmarks, landmark_padding_mask = self.landmarks.forward_varlen(
             keys, source.cu_seqlens, num_prefix_tokens=num_prefix_tokens
         )
         attended = softmax_free_attention_varlen(
-            keys if keys_from is None else self._packed_heads(self.qk_proj, queries_from),
+            keys
+            if keys_from is None
+            else self._normed(self._packed_heads(self.qk_proj, queries_from)),
             None if keys_from is None else keys,
             values,
             landmarks,
@@ -298,6 +316,7 @@ class SoftmaxFreeAttention(nn.Module):
             None if keys_from is None else keys_from.cu_seqlens,
             normalization=self.normalization,
             pinv=self.pinv,
+            scale=self.scale,
             landmark_padding_mask=landmark_padding_mask,
             impl=self.impl,
         )
@@ -335,6 +354,13 @@ class SoftmaxFreeAttention(nn.Module):
                 f"{name} is {x.dtype} and the layer {weight.dtype}; convert one of them, or use "
                 "torch.autocast"
             )
+
+    def _query_heads(self, tokens: Tensor) -> Tensor:
+        """Queries, or keys, which share the projection: (batch, heads, n, d)."""
+        return self._normed(self._heads(self.qk_proj, tokens))
+
+    def _normed(self, heads: Tensor) -> Tensor:
+        return nn.functional.rms_norm(heads, (self.head_dim,)) if self.qk_norm else heads
 
     def _heads(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         return rearrange(projection(tokens), "b n (h d) -> b h n d", h=self.num_heads)

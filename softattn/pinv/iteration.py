@@ -9,6 +9,7 @@ from softattn import triton as operators
 from softattn.common.compiler import apply
 from softattn.common.newton_schedule import newton_schedule
 from softattn.common.precision import without_autocast
+from softattn.common.products import matmul, scaled_sum
 
 
 def newton_steps(
@@ -28,7 +29,8 @@ def newton_steps(
     coefficients, unit = newton_schedule(lower, steps)
     inverse = start
     for keep, subtract in coefficients:
-        inverse = torch.baddbmm(inverse, inverse @ target, inverse, beta=keep, alpha=-subtract)
+        product = matmul(inverse, target)
+        inverse = scaled_sum(inverse, product, inverse, beta=keep, alpha=-subtract)
     return inverse if unit == 1 else inverse * unit
 
 
@@ -70,9 +72,13 @@ class _ImplicitGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         a, p = ctx.saved_tensors
         with without_autocast(grad.device):
-            gradient = -p.mT @ grad @ p.mT
+            gradient = -_chain(p.mT, grad, p.mT)
             if not ctx.full_rank:
-                left = grad.mT @ p @ p.mT
-                right = p.mT @ p @ grad.mT
-                gradient = gradient + left - a @ p @ left + right - right @ p @ a
+                left = _chain(grad.mT, p, p.mT)
+                right = _chain(p.mT, p, grad.mT)
+                gradient = gradient + left - _chain(a, p, left) + right - _chain(right, p, a)
         return gradient, None, None
+
+
+def _chain(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return matmul(matmul(a, b), c)

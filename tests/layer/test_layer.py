@@ -247,7 +247,8 @@ def test_defaults():
 def test_repr_tells():
     text = repr(SoftmaxFreeAttention(8, 2, normalization="token", value_conv=5))
     for part in (
-        "embed_dim=8, num_heads=2, head_dim=4, normalization='token', impl='auto'",
+        "embed_dim=8, num_heads=2, head_dim=4, normalization='token', "
+        "scale=None, qk_norm=False, impl='auto'",
         "NewtonPinv(method='minimax', ridge=0.01)",
         "AvgPoolLandmarks(num_landmarks=49)",
         "kernel_size=(5, 5)",
@@ -349,3 +350,42 @@ def test_layer_compiles_whole(normalization, padded):
         results.append((answer, *gradients))
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
+
+
+def test_scale_is_that_of_the_kernel():
+    x = normal(2, 9, 6, seed=0)
+    attention = layer(scale=0.3)
+    wide = layer(scale=0.3 * 4)
+    wide.load_state_dict(attention.state_dict())
+    with torch.no_grad():
+        for parameter in attention.qk_proj.parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(attention(x), wide(x))
+    factors = attention.attention_factors(x)
+    values = attention._heads(attention.v_proj, x)
+    attended = factors.rows(range(9)) @ values
+    output = attention.out_proj(attended.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(output, attention(x))
+
+
+def test_scale_must_be_positive():
+    with pytest.raises(ValueError, match="scale must be a positive finite number or None, got -1"):
+        layer(scale=-1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_with_qk_norm_token_is_softmax(packed):
+    attention, other = (layer(qk_norm=True, normalization=n) for n in ("token", "softmax"))
+    other.load_state_dict(attention.state_dict())
+    x = normal(2, 9, 6, seed=0)
+    options = {}
+    if packed:
+        x, options = x.flatten(0, 1), {"cu_seqlens": torch.tensor([0, 9, 18])}
+    torch.testing.assert_close(attention(x, **options), other(x, **options))
+    torch.testing.assert_close(attention(x, **options), attention(x.clone(), **options))
+    with torch.no_grad():
+        scaled = attention.qk_proj
+        before = attention(x, **options)
+        for parameter in scaled.parameters():
+            parameter.mul_(3)
+    torch.testing.assert_close(attention(x, **options), before, rtol=1e-5, atol=1e-6)
