@@ -67,6 +67,12 @@ class ConvLandmarks(LandmarkSampler):
         """See ``LandmarkSampler.forward``."""
         grid = check_tokens_on_grid(tokens, grid, key_padding_mask)
         batch, _, _, d = tokens.shape
+        if d != self.conv.in_channels:
+            raise ValueError(
+                f"tokens must have {self.conv.in_channels} features, the head_dim that these "
+                f"landmarks were made for, got shape {tuple(tokens.shape)}; use "
+                f"ConvLandmarks(head_dim={d}, ...)"
+            )
         if tokens.numel() == 0:
             return self._no_landmarks(tokens, grid)
         if key_padding_mask is not None:

@@ -268,16 +268,10 @@ class SoftmaxFreeAttention(nn.Module):
             is_map = not tokens.is_nested and 3 <= tokens.ndim <= 5
             if not is_map or tokens.shape[-1] != self.embed_dim:
                 shape = "a nested tensor" if tokens.is_nested else f"shape {tuple(tokens.shape)}"
-                advice = ""
-                if name == "context" and is_map:
-                    advice = (
-                        "; for a context of another width use softattn.integrations.torch."
-                        f"SoftmaxFreeMultiheadAttention(kdim={tokens.shape[-1]})"
-                    )
                 raise ValueError(
                     f"{name} must be (batch, tokens, {self.embed_dim}) or (batch, *grid, "
                     f"{self.embed_dim}) with two or three grid dimensions, got {shape}"
-                    f"{advice}"
+                    + (self._advice(name, tokens) if is_map else "")
                 )
         source = arrange_tokens(
             x if context is None else context, grid, key_padding_mask, num_prefix_tokens
@@ -291,6 +285,18 @@ class SoftmaxFreeAttention(nn.Module):
             self.landmarks(keys[:, :, num_prefix_tokens:], *where),
             self.landmarks.landmark_padding_mask(*where),
         )
+
+    def _advice(self, name: str, tokens: Tensor) -> str:
+        """How tokens of another width may become what the layer takes."""
+        if tokens.ndim > 3 and tokens.shape[1] == self.embed_dim:
+            order = (0, *range(2, tokens.ndim), 1)
+            return f"; a channels-first map becomes one by {name}.permute{order}"
+        if name == "context":
+            return (
+                "; for a context of another width use softattn.integrations.torch."
+                f"SoftmaxFreeMultiheadAttention(kdim={tokens.shape[-1]})"
+            )
+        return ""
 
     def _as_packed(self, name: str, x: Tensor, cu_seqlens: Tensor | None) -> PackedTokens:
         self._check(name, x)

@@ -216,3 +216,21 @@ def test_layer_calls(layer, arguments, options, error, message):
     attention = SoftmaxFreeAttention(8, 2, **layer)
     with pytest.raises(error, match=message):
         attention(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"), [((1, 8, 5, 6), (0, 2, 3, 1)), ((1, 8, 4, 5, 6), (0, 2, 3, 4, 1))]
+)
+def test_channels_first_map_is_told_to_permute(shape, order):
+    layer = SoftmaxFreeAttention(8, 2)
+    x = torch.randn(shape)
+    with pytest.raises(ValueError) as error:
+        layer(x)
+    assert f"x.permute{order}" in str(error.value)
+    assert layer(x.permute(order)).shape == x.permute(order).shape
+
+
+def test_convolution_for_another_head_dim():
+    layer = SoftmaxFreeAttention(8, 2, landmarks=ConvLandmarks(8, 2))
+    with pytest.raises(ValueError, match=r"must have 8 features.*\(1, 2, 16, 4\).*head_dim=4"):
+        layer(torch.randn(1, 4, 4, 8))
