@@ -169,7 +169,7 @@ class _Passes:
         sums = _Sum()
         for tile in self.key_tiles:
             p = self._rows_of_queries(tile, keep=True) if self.is_self else self._rows_of_keys(tile)
-            sums.add(matmul(p.mT, self._values(tile)))
+            sums.add(matmul(p.mT, self._columns(tile)))
         return sums.total
 
     def output(self, sums: Tensor) -> Tensor:
@@ -178,11 +178,15 @@ class _Passes:
         output = _Rows(self.query)
         for tile in self.query_tiles:
             p = self._rows_of_queries(tile)
+            products, approximated = self._products(p, factors)
+            rows = products
             if self.quotient:
-                terms, _ = self._terms(tile, p, factors)
-                rows = terms[..., :-2] / floored(terms[..., -2:-1], terms[..., -1:])
-            else:
-                rows = matmul(p, factors)
+                rows, sums_of_terms = products[..., :-2], products[..., -2:]
+                if approximated is not None:
+                    diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
+                    rows = torch.addcmul(rows, diagonal, values)
+                    sums_of_terms = torch.addcmul(sums_of_terms, diagonal, ones)
+                rows = rows / floored(sums_of_terms[..., :1], sums_of_terms[..., 1:])
             output.put(tile, self._without_padded_queries(tile, rows.to(self.value.dtype)))
         return output.total
 
@@ -213,7 +217,7 @@ class _Passes:
                 if cotangent.diagonal is not None:
                     of_p.sub_(cotangent.diagonal * matmul(p, symmetric))
                 if self.is_self:
-                    of_p.add_(matmul(self._values(tile), of_sums.mT))
+                    of_p.add_(matmul(self._columns(tile), of_sums.mT))
                 of_query.put(
                     tile, self._token_gradients(self._queries(tile), p, of_p, of_landmarks)
                 )
@@ -223,7 +227,7 @@ class _Passes:
                 of_values = matmul(p, of_sums)
                 self._put_value_gradients(tile, of_values, None, of_value, of_weights)
             if tokens_needed:
-                of_p = matmul(self._values(tile), of_sums.mT)
+                of_p = matmul(self._columns(tile), of_sums.mT)
                 of_key.put(tile, self._token_gradients(self._keys(tile), p, of_p, of_landmarks))
         found: list[_Rows | _Sum] = [
             of_query,
@@ -256,8 +260,11 @@ class _Passes:
         self, tile: slice, p: Tensor, factors: Tensor, of_output: Tensor, output: Tensor
     ) -> _Cotangents:
         """The gradient of [N, D, T] → N / max(D, FLOOR · T), and of the diagonal in them."""
-        sums, approximated = self._terms(tile, p, factors[..., -2:])
-        denominator, terms = sums[..., :1], sums[..., 1:]
+        products, approximated = self._products(p, factors[..., -2:])
+        if approximated is not None:
+            diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
+            products = torch.addcmul(products, diagonal, ones)
+        denominator, terms = products[..., :1], products[..., 1:]
         of_numerator = of_output / floored(denominator, terms)
         of_divisor = -(of_numerator * output).sum(-1, keepdim=True)
         of_divisor = of_divisor.masked_fill(terms <= underflow(terms.dtype), 0)
@@ -267,23 +274,19 @@ class _Passes:
         rows = torch.cat([of_numerator, of_denominator, of_terms], -1)
         if approximated is None:
             return _Cotangents(rows)
-        of_values = torch.cat([of_numerator, of_denominator + of_terms], -1)
-        of_diagonal = (of_values * self._values(tile)).sum(-1, keepdim=True)
+        of_ones = of_denominator + of_terms
+        of_diagonal = (of_numerator * values).sum(-1, keepdim=True) + of_ones * ones
         clamped = (approximated < 0) | (approximated > 1)
-        own = restored_diagonal(approximated) * of_values
+        own = diagonal * torch.cat([of_numerator, of_ones], -1)
         return _Cotangents(rows, own, of_diagonal.masked_fill(clamped, 0))
 
-    def _terms(self, tile: slice, p: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The last columns of [N, D, T] that belong to ``factors``, and P_i M P_iᵀ or None."""
-        if not self.is_self:
+    def _products(self, p: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """P_q times factors, and in self-attention with a quotient P_i M P_iᵀ."""
+        if not (self.is_self and self.quotient):
             return matmul(p, factors), None
         columns = factors.shape[-1]
         products = matmul(p, torch.cat([factors, self.middle], -1))
-        approximated = (products[..., columns:] * p).sum(-1, keepdim=True)
-        values = self._values(tile)
-        own = torch.cat([values, values[..., -1:]], -1)[..., -columns:]
-        terms = torch.addcmul(products[..., :columns], restored_diagonal(approximated), own)
-        return terms, approximated
+        return products[..., :columns], (products[..., columns:] * p).sum(-1, keepdim=True)
 
     def _token_gradients(self, x: Tensor, p: Tensor, of_p: Tensor, of_landmarks: "_Sum") -> Tensor:
         """The gradient in centred tokens, through their rows of P; adds to that in L."""
@@ -314,14 +317,21 @@ class _Passes:
         product = matmul(self.middle, sums)
         return torch.cat([product, product[..., -1:].abs()], -1) if self.quotient else product
 
-    def _values(self, tile: slice) -> Tensor:
+    def _columns(self, tile: slice) -> Tensor:
         """[wV, w], or V without a quotient, 0 for padding."""
+        values, ones = self._values(tile)
+        if not self.quotient:
+            return values
+        return torch.cat([values, ones.expand(*values.shape[:-1], 1)], -1)
+
+    def _values(self, tile: slice) -> tuple[Tensor, Tensor]:
+        """wV and w, 0 for padding; without a quotient w is 1."""
         values = self.value[..., tile, :].to(self.middle.dtype)
-        if self.quotient:
-            values = torch.cat([values, torch.ones_like(values[..., :1])], -1)
-            if self.weights is not None:
-                values = values * self.weights[..., tile, :]
-        return self._without_padded_keys(tile, values)
+        ones = values.new_ones(values.shape[-2], 1)
+        if self.weights is not None:
+            ones = self.weights[..., tile, :]
+            values = values * ones
+        return self._without_padded_keys(tile, values), self._without_padded_keys(tile, ones)
 
     def _keys(self, tile: slice) -> Tensor:
         """The keys of a tile, centred, 0 for padding."""

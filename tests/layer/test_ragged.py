@@ -354,7 +354,7 @@ LANDMARKS = torch.randn(2, 2, 3, 4)
         ({"landmarks": LANDMARKS.double()}, TypeError, r"one dtype, .*landmarks torch\.float64"),
         ({"key": TOKENS.clone()}, ValueError, r"got key of its own and cu_seqlens_k=None"),
         ({"cu_seqlens_k": CU}, ValueError, "got no key of its own and"),
-        ({"normalization": "softmax"}, ValueError, "normalization must be one of"),
+        ({"normalization": "rows"}, ValueError, "normalization must be one of"),
         (
             {"landmark_padding_mask": torch.zeros(2, 4, dtype=torch.bool)},
             ValueError,

@@ -58,9 +58,9 @@ def attend(query=TOKENS, key=None, value=TOKENS, landmarks=LANDMARKS, **options)
             r"= \(2, 3\), got shape \(2, 6\)",
         ),
         (
-            {"normalization": "softmax"},
+            {"normalization": "rows"},
             ValueError,
-            "normalization must be one of 'none', 'landmark', 'token', got 'softmax'",
+            "normalization must be one of 'none', 'landmark', 'token', 'softmax', got 'rows'",
         ),
         ({"impl": "cuda"}, ValueError, "impl must be one of 'auto', 'eager', 'triton', got 'cuda'"),
         ({"scale": 0}, ValueError, "scale must be a positive finite number or None, got 0"),
@@ -112,7 +112,7 @@ def test_gaussian_kernel():
     [
         ({"num_heads": 3}, "divisible by num_heads, got 8 and 3; or give head_dim"),
         ({"num_heads": 0}, "must be positive, got 8, 0 and None"),
-        ({"normalization": "softmax"}, "normalization must be one of"),
+        ({"normalization": "rows"}, "normalization must be one of"),
         ({"impl": "cuda"}, "impl must be one of"),
         ({"value_conv": 4}, "value_conv must be odd and positive"),
         ({"value_conv": (3, 3, 3, 3)}, "value_conv must be odd and positive"),
