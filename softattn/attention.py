@@ -41,7 +41,7 @@ def softmax_free_attention(
 
     With P_q = k(Q, L), P_k = k(K, L), A = k(L, L) and k(x, y) = exp(−s ‖x − y‖² / 2):
 
-    - ``"token"``: (P_q A⁺ P_kᵀ V + c V) / (P_q A⁺ P_kᵀ 1 + c), weights that sum to 1 whatever the
+    - ``"token"``: (P_q A⁺ P_kᵀ V + c V) / (P_q A⁺ P_kᵀ 1 + c), weights that sum to 1 for any
       number of tokens, though single ones may be a little below 0. In self-attention
       c = 1 − diag(P_q A⁺ P_kᵀ) puts the exact diagonal in the place of the approximated one; in
       cross-attention it is 0. The exact operator is the row-normalised Gaussian kernel.

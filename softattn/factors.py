@@ -23,14 +23,15 @@ from softattn.pinv import resolve_pinv
 class AttentionFactors:
     """The n_q × n_k attention matrix (P_q M P_kᵀ + diag(c)) / D of one call, in its factors.
 
-    query_side: P_q, (batch, heads, n_q, m). In cross-attention with a denominator each row of it
-        is divided by its largest entry, and so is that of D.
-    middle: M, (batch, heads, m, m): A⁺, or D^−½ A⁺ D^−½ for ``"landmark"``.
-    key_side: P_k, (batch, heads, n_k, m).
-    diagonal: c of ``"token"`` in self-attention, (batch, heads, n), else None.
-    denominator: D of ``"token"``, (batch, heads, n_q), else None.
-
     All are float32, or float64 for float64 tokens. Rows and columns of padding are 0.
+
+    Attributes:
+        query_side: P_q, (batch, heads, n_q, m). In cross-attention with a denominator each row is
+            divided by its largest entry, and D with it.
+        middle: M, (batch, heads, m, m): A⁺, for ``"landmark"`` scaled on both sides.
+        key_side: P_k, (batch, heads, n_k, m), for ``"softmax"`` times the weights of the keys.
+        diagonal: c of ``"token"`` and ``"softmax"`` in self-attention, (batch, heads, n), or None.
+        denominator: D of ``"token"`` and ``"softmax"``, (batch, heads, n_q), or None.
     """
 
     query_side: Tensor

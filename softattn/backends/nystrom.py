@@ -20,9 +20,9 @@ def middle_factor(
     scale: float,
     landmark_padding_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The landmarks with padding moved away, and A⁺, or D^−½ A⁺ D^−½ for ``"landmark"``.
+    """The landmarks with padding moved away, and A⁺ of A = k(L, L).
 
-    D are the row sums of A = k(L, L).
+    For ``"landmark"`` A⁺ is divided on both sides by the square roots of the row sums of A.
 
     Returns:
         L, (batch, heads, m, d), and the factor, (batch, heads, m, m), whose rows and columns of

@@ -22,8 +22,9 @@ _TRITON_INSTALLED = find_spec("triton") is not None
 class Implementation(NamedTuple):
     """What a call runs on.
 
-    name: ``"eager"`` or ``"triton"``.
-    reason: why.
+    Attributes:
+        name: ``"eager"`` or ``"triton"``.
+        reason: why.
     """
 
     name: str

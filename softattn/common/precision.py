@@ -1,4 +1,4 @@
-"""The precision that arithmetic is done in, whatever the precision of the data."""
+"""The precision of the arithmetic, which is float32 or float64 for data of any precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce

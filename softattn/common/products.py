@@ -1,4 +1,4 @@
-"""Matrix products that keep the digits of float32, whatever the global flags for TF32 say."""
+"""Matrix products with the digits of float32, also where global flags allow TF32."""
 
 from typing import Any
 

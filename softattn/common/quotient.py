@@ -20,7 +20,7 @@ DENOMINATOR_FLOOR = 1e-3
 def restored_diagonal(approximated: Tensor) -> Tensor:
     """What the approximated diagonal P_i A⁺ P_iᵀ lacks of the exact one, which is 1.
 
-    It is 0 to 1 but for rounding, which must not grow where tokens are far apart.
+    It is clamped to [0, 1], so that rounding cannot grow where tokens are far apart.
     """
     return (1 - approximated).clamp(0, 1)
 

@@ -394,7 +394,7 @@ class _Rows:
         self.total[..., tile, :] = rows
 
 
-# Operators take and return tensors only: empty ones stand for None in what they return.
+# Operators return tensors only: an empty one means None.
 
 
 def _forward(

@@ -48,7 +48,7 @@ def gaussian_product(
 def nearest_key_shift(query: Tensor, key: Tensor, scale: float, padding: Tensor | None) -> Tensor:
     """The shift (batch, heads, n_q, 1) that lifts the largest entry of each row of P to 1.
 
-    Rows that meet nothing but ``padding`` (batch, n_k) get 0.
+    Rows whose keys are all ``padding`` (batch, n_k) get 0.
     """
     query, key = query.detach(), key.detach()
     compute = _shift_operator if is_compiled() else _shift
@@ -131,7 +131,7 @@ class _GaussianProductBackward(torch.autograd.Function):
         return query, key, value, form, None, product, quadratic, None
 
 
-# Operators return tensors only: empty ones stand for None.
+# Operators return tensors only: an empty one means None.
 
 
 def _product(

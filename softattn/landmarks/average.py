@@ -15,7 +15,7 @@ from softattn.landmarks.sampler import LandmarkSampler, check_tokens_on_grid
 
 
 class AvgPoolLandmarks(LandmarkSampler):
-    """Means over a partition of the tokens: a fixed number of landmarks, whatever the grid.
+    """Means over a partition of the tokens: a fixed number of landmarks for grids of any size.
 
     Along each grid dimension the tokens are cut into runs whose lengths differ by one at most. A
     padded sequence is cut as if its padding were not there; on a map each mean is over what is not

@@ -17,8 +17,8 @@ class ConvLandmarks(LandmarkSampler):
     The convolution has no bias and one filter bank for all heads. Its count of landmarks grows
     with the grid, so that attention through it is linear only per landmark.
 
-    The papers divide queries and keys by d^¼ before anything else. Here the scale of the kernel
-    does that, and so landmarks, whose size LayerNorm sets, are multiplied by d^¼.
+    The papers first divide queries and keys by the fourth root of d. Here the scale of the kernel
+    does that. The size of the landmarks is set by LayerNorm, so they are multiplied by that root.
 
     Args:
         head_dim: d, features of a head.
@@ -98,7 +98,7 @@ class ConvLandmarks(LandmarkSampler):
         return seen.flatten(1) == 0
 
     def extra_repr(self) -> str:
-        """The treatment of a remainder; the convolution tells the rest."""
+        """The treatment of a remainder; the convolution prints its own sizes."""
         return f"remainder={self.remainder!r}"
 
     def _no_landmarks(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -35,7 +35,7 @@ class LandmarkSampler(nn.Module, ABC):
     def landmark_padding_mask(
         self, grid: Sequence[int], key_padding_mask: Tensor | None
     ) -> Tensor | None:
-        """(batch, m), True where a landmark saw nothing but padding; None without padding."""
+        """(batch, m), True where a landmark's cell is all padding; None without a mask."""
 
     def forward_varlen(
         self, tokens: Tensor, cu_seqlens: Tensor, *, num_prefix_tokens: int = 0
@@ -85,7 +85,7 @@ def pool_landmarks(
     grid: Sequence[int] | None = None,
     num_prefix_tokens: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """The landmarks of the keys after the prefix, and which of them saw nothing but padding.
+    """The landmarks of the keys after the prefix, and which of them come from padding alone.
 
     In one dimension padding is moved behind the other tokens first.
 

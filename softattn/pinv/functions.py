@@ -103,7 +103,7 @@ def newton_pinv_ex(
     iterations: int | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, PinvInfo]:
-    """``newton_pinv`` and how far it got, as ``torch.linalg.inv_ex`` tells of its own.
+    """``newton_pinv`` with diagnostics of its convergence, as ``torch.linalg.inv_ex`` has them.
 
     Returns:
         The inverse as ``newton_pinv`` gives it, and a ``PinvInfo`` of two (...) tensors, which are
