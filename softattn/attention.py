@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softattn.backends.nystrom import landmark_attention, middle_factor
 from softattn.backends.selection import select_backend
-from softattn.common.identity import cross_key
+from softattn.common.identity import without_repetition
 from softattn.common.key_weights import log_weight_range
 from softattn.common.precision import promoted_under_autocast, without_autocast
 from softattn.common.validation import (
@@ -91,7 +91,7 @@ def softmax_free_attention(
     """
     check_causal(is_causal)
     check_operator_choices(normalization, impl)
-    key = cross_key(query, key)
+    query, key = without_repetition(query, key)
     check_attention(
         query,
         key,
@@ -183,7 +183,7 @@ def softmax_free_attention_varlen(
         torch.Size([1000, 2, 32])
     """
     check_operator_choices(normalization, impl)
-    key = cross_key(query, key)
+    query, key = without_repetition(query, key)
     lengths_q, lengths_k = _check_packed(query, key, value, landmarks, cu_seqlens_q, cu_seqlens_k)
     batch, _, m, _ = landmarks.shape
     check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
@@ -246,7 +246,7 @@ def gaussian_attention(
             may under autocast alone: there all are promoted to the widest of them.
         ValueError: shapes do not fit, devices differ, or ``impl`` cannot run.
     """
-    key = cross_key(query, key)
+    query, key = without_repetition(query, key)
     check_attention(query, key, value, key_padding_mask=key_padding_mask)
     query, key, value = promoted_under_autocast(query, key, value)
     backend = select_backend(impl, query, value)
@@ -286,7 +286,7 @@ def softmax_log_weight_range(
         TypeError: a tensor is not floating point, or the mask is not bool.
         ValueError: shapes do not fit, or devices differ.
     """
-    key = cross_key(query, key)
+    query, key = without_repetition(query, key)
     check_attention(query, key, key_padding_mask=key_padding_mask)
     with without_autocast(query.device):
         return log_weight_range(query, key, scale_of(scale, query), key_padding_mask)

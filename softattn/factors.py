@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softattn.backends.backend import EAGER
 from softattn.backends.nystrom import middle_factor
-from softattn.common.identity import cross_key
+from softattn.common.identity import without_repetition
 from softattn.common.key_weights import softmax_query_and_weights
 from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import promoted_under_autocast, without_autocast
@@ -116,7 +116,7 @@ def attention_factors(
         (torch.Size([1, 2, 2, 1000]), torch.Size([1, 2, 1000]))
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
-    key = cross_key(query, key)
+    query, key = without_repetition(query, key)
     check_attention(
         query,
         key,

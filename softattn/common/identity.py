@@ -4,15 +4,18 @@ import torch
 from torch import Tensor
 
 
-def cross_key(query: Tensor, key: Tensor | None) -> Tensor | None:
-    """The key of cross-attention, or None in self-attention.
+def without_repetition(query: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The query, and the key of cross-attention or None in self-attention.
 
     Self-attention is no key, the query itself, or another view of the whole query: the same
     storage, offset, shape and strides. Wrappers that detach or wrap each argument on its own,
     such as hooks, activation checkpointing and ``torch.vmap``, keep these. A copy is another
     tensor.
     """
-    return None if key is None or is_one_tensor(query, key) else key
+    if key is None or not is_one_tensor(query, key):
+        return query, key
+    # One of two views may be detached: the other one takes the gradient.
+    return (query if query.requires_grad else key), None
 
 
 def is_one_tensor(first: Tensor, second: Tensor) -> bool:

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention, softmax_free_attention_varlen
-from softattn.common.identity import cross_key
+from softattn.common.identity import without_repetition
 from softattn.common.precision import autocasts
 from softattn.common.validation import (
     check_causal,
@@ -153,7 +153,7 @@ class SoftmaxFreeAttention(nn.Module):
         """
         check_causal(is_causal)
         if context_cu_seqlens is None or context_cu_seqlens is cu_seqlens:
-            context = cross_key(x, context)
+            x, context = without_repetition(x, context)
             context_cu_seqlens = None if context is None else context_cu_seqlens
         self._check_value_conv(context)
         if is_packed(x, cu_seqlens) or is_packed(context, context_cu_seqlens):
@@ -229,7 +229,7 @@ class SoftmaxFreeAttention(nn.Module):
             TypeError: see ``forward``.
             ValueError: see ``forward``.
         """
-        context = cross_key(x, context)
+        x, context = without_repetition(x, context)
         inputs = self._project(x, context, grid, key_padding_mask, num_prefix_tokens)
         source = inputs.source
         factors = attention_factors(

@@ -23,11 +23,12 @@ METHODS = tuple(_METHODS)
 
 
 class PinvInfo(NamedTuple):
-    """How far an inverse V of A got, one number for each matrix of the batch.
+    """Convergence diagnostics of an inverse V of A, one number for each matrix of the batch.
 
-    residual: the larger of ‖A V A − A‖ / ‖A‖ and ‖V A V − V‖ / ‖V‖ in the Frobenius norm, the first
-        two Penrose conditions, with A the matrix after its ridge; 0 for a zero matrix.
-    iterations: steps taken, int64.
+    Attributes:
+        residual: the larger of ‖A V A − A‖ / ‖A‖ and ‖V A V − V‖ / ‖V‖ in the Frobenius norm, the
+            first two Penrose conditions, with A the matrix after its ridge; 0 for a zero matrix.
+        iterations: steps taken, int64.
     """
 
     residual: Tensor

@@ -17,6 +17,7 @@ from support.strategies import (
     problems,
     seeds,
 )
+from torch.utils.checkpoint import checkpoint
 
 import softattn
 from softattn import reference, softmax_free_attention
@@ -354,3 +355,33 @@ def test_forward_mode_is_refused_and_not_silently_zero():
                 (gram,),
                 (torch.ones_like(gram),),
             )
+
+
+@pytest.mark.parametrize("detached", ["query", "key"])
+def test_view_of_the_queries_as_keys_is_self_attention(detached):
+    tokens, value = normal(1, 2, 9, 3, seed=0).requires_grad_(), normal(1, 2, 9, 2, seed=1)
+    landmarks = normal(1, 2, 3, 3, seed=2)
+    expected = softmax_free_attention(tokens, None, value, landmarks)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), tokens)
+    query, key = tokens.view_as(tokens), tokens.view_as(tokens)
+    query, key = (query.detach(), key) if detached == "query" else (query, key.detach())
+    output = softmax_free_attention(query, key, value, landmarks)
+    torch.testing.assert_close(output, expected, **EXACT)
+    torch.testing.assert_close(
+        torch.autograd.grad(output.square().sum(), tokens)[0], gradient, **EXACT
+    )
+
+
+def test_reentrant_checkpoint_of_self_attention_has_its_gradient():
+    tokens, value = normal(1, 2, 9, 3, seed=0).requires_grad_(), normal(1, 2, 9, 2, seed=1)
+    landmarks = normal(1, 2, 3, 3, seed=2)
+
+    def attend(query, key):
+        return softmax_free_attention(query, key, value, landmarks)
+
+    gradients = [
+        torch.autograd.grad(output.square().sum(), tokens)[0]
+        for output in (attend(tokens, tokens),)
+    ]
+    checkpoint(attend, tokens, tokens, use_reentrant=True).square().sum().backward()
+    torch.testing.assert_close(tokens.grad, gradients[0], **EXACT)
