@@ -32,7 +32,7 @@ def gaussian_attention(
     from softattn.kernels import landmarks_to_tokens
 
     keys = query if key is None else key
-    heard = landmarks_to_tokens(
+    result = landmarks_to_tokens(
         query,
         keys,
         value,
@@ -43,7 +43,7 @@ def gaussian_attention(
         landmark_padding=padding,
         normalize=normalize,
     )
-    return heard.output, or_empty(heard.row_shift, query)
+    return result.output, or_empty(result.row_shift, query)
 
 
 @gaussian_attention.register_fake
@@ -68,7 +68,7 @@ def gaussian_attention_gradient(
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV of ``gaussian_attention``; dK is empty in self-attention, dQ both."""
-    from softattn.kernels import AsQueries, token_gradient, tokens_to_landmarks
+    from softattn.kernels import QueryTerms, token_gradient, tokens_to_landmarks
 
     keys = query if key is None else key
     query_padding = padding if key is None else None
@@ -77,12 +77,12 @@ def gaussian_attention_gradient(
         "center": center_of(keys),
         "padding": query_padding,
     }
-    queries = AsQueries(grad, value)
+    queries = QueryTerms(grad, value)
     shift = None
     if normalize:
         # The share of the row sums, −G_i · O_i.
         grad_sums = -(grad.float() * output.float()).sum(-1)
-        queries = AsQueries(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
+        queries = QueryTerms(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
         shift = row_shift
     grad_query, _, grad_key = token_gradient(
         query, keys, queries=queries, keys=None, scale=scale, landmark_padding=padding, **common

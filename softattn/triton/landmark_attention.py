@@ -51,7 +51,7 @@ def landmark_attention(
         sums = tokens_to_landmarks(
             landmarks, keys, value, padding=padding, with_ones=quotient, **common
         )
-        heard = landmarks_to_tokens(
+        result = landmarks_to_tokens(
             query,
             landmarks,
             middle @ sums,
@@ -61,7 +61,12 @@ def landmark_attention(
             diagonal=Diagonal(value, middle) if quotient and key is None else None,
             **common,
         )
-    return heard.output, sums, or_empty(heard.denominator, query), or_empty(heard.diagonal, query)
+    return (
+        result.output,
+        sums,
+        or_empty(result.denominator, query),
+        or_empty(result.diagonal, query),
+    )
 
 
 @landmark_attention.register_fake
@@ -97,8 +102,8 @@ def landmark_attention_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dQ, dK, dV, dL and dM of ``landmark_attention``; dK is empty in self-attention."""
     from softattn.kernels import (
-        AsKeys,
-        AsQueries,
+        KeyTerms,
+        QueryTerms,
         quotient_gradient,
         token_gradient,
         tokens_to_landmarks,
@@ -110,7 +115,7 @@ def landmark_attention_gradient(
     with without_autocast(query.device):
         # dW = P_qᵀ G, through the quotient where there is one.
         weights = middle @ sums
-        queries = AsQueries(grad, weights)
+        queries = QueryTerms(grad, weights)
         grad_middle: Tensor | None = None
         if quotient:
             through = quotient_gradient(
@@ -126,7 +131,7 @@ def landmark_attention_gradient(
                 **common,
             )
             grad_weights, grad_middle = through.weights, through.middle
-            queries = AsQueries(
+            queries = QueryTerms(
                 grad,
                 weights,
                 denominator,
@@ -144,7 +149,7 @@ def landmark_attention_gradient(
         from_weights = grad_weights @ sums.mT
         grad_middle = from_weights if grad_middle is None else grad_middle.add_(from_weights)
         # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
-        keys = AsKeys(value, grad_sums)
+        keys = KeyTerms(value, grad_sums)
         common["scale"] = scale
         if key is None:
             grad_query, grad_value, grad_landmarks = token_gradient(
