@@ -24,12 +24,18 @@ INTERPRETED = tl.constexpr(not isinstance(_probe, triton.JITFunction))
 
 
 @triton.jit
-def stretch_of_program(heads, stretches, length, n):
-    """The stretch of tokens of this program: its number, pair, batch, head, begin and end."""
+def pair_of_program(heads, stretches):
+    """The number of this program's stretch of tokens, its pair, batch and head."""
     unit = tl.program_id(0).to(tl.int64)
     pair = unit // stretches
+    return unit, pair, pair // heads, pair % heads
+
+
+@triton.jit
+def stretch_of_program(unit, stretches, length, n):
+    """The first token of a program's stretch, and the one after its last."""
     begin = unit % stretches * length
-    return unit, pair, pair // heads, pair % heads, begin, tl.minimum(begin + length, n)
+    return begin, tl.minimum(begin + length, n)
 
 
 @triton.jit
@@ -48,12 +54,12 @@ def store_rows(ptr, first, row, stride, tile, real, COLUMNS: tl.constexpr, BLOCK
 
 @triton.jit
 def _at_rows(ptr, first, row, stride, real, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    ptr += tl.cast(first, tl.int64) * stride
     columns = tl.arange(0, BLOCK)
     mask = real[:, None]
     if COLUMNS != BLOCK:
         mask = mask & (columns < COLUMNS)[None, :]
     # Offsets are added one after the other. Their sum would take a register for each entry.
-    ptr += tl.cast(first, tl.int64) * stride
     return ptr + row[:, None] * stride + columns[None, :], mask
 
 
@@ -91,7 +97,7 @@ def load_landmarks(
     BLOCK_D: tl.constexpr,
 ):  # [landmarks, BLOCK_D], [landmarks], [landmarks]
     """A block of landmarks, their squared norms, and which are landmarks and not padding."""
-    real = without_padding(padding_ptr, first, landmark, landmark < m - first)
+    real = without_padding(padding_ptr, first, landmark, first + landmark < m)
     l, l_square = load_points(l_ptr, first, landmark, l_row, real, center_ptr, D, BLOCK_D)
     return l, l_square, real
 

@@ -17,6 +17,7 @@ from softattn.kernels.arithmetic import (
     load_rows,
     load_unit,
     load_weights,
+    pair_of_program,
     split,
     store_rows,
     stretch_of_program,
@@ -151,7 +152,7 @@ def _landmarks_to_tokens(
     QUOTIENT: tl.constexpr = z_ptr is not None
     DIAGONAL: tl.constexpr = middle_ptr is not None
     NORMALIZE: tl.constexpr = shift_ptr is not None
-    unit, pair, batch, head, begin, end = stretch_of_program(heads, stretches, length, n)
+    unit, pair, batch, head = pair_of_program(heads, stretches)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     w_ptr += batch * w_batch + head * w_head
@@ -189,6 +190,7 @@ def _landmarks_to_tokens(
             # [BLOCK_M, BLOCK_M] twice
             middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
     token = tl.arange(0, BLOCK_N)
+    begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
         inside = token < n - first
         valid = without_padding(padding_ptr, first, token, inside)

@@ -12,6 +12,7 @@ from softattn.kernels.arithmetic import (
     load_landmarks,
     load_points,
     load_rows,
+    pair_of_program,
     split,
     store_rows,
     stretch_of_program,
@@ -134,7 +135,7 @@ def _quotient_gradient(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     DIAGONAL: tl.constexpr = diagonal_ptr is not None
-    unit, pair, batch, head, begin, end = stretch_of_program(heads, stretches, length, n)
+    unit, pair, batch, head = pair_of_program(heads, stretches)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     g_ptr += batch * g_batch + head * g_head
@@ -152,7 +153,7 @@ def _quotient_gradient(
     # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
     l, l_square, inside = load_landmarks(l_ptr, j, landmark, l_row, m, None, center_ptr, D, BLOCK_D)
     if not ONE_BLOCK:
-        other, other_square, other_inside = load_landmarks(
+        other, other_square, _inside = load_landmarks(
             l_ptr, k, landmark, l_row, m, None, center_ptr, D, BLOCK_D
         )
     dw = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
@@ -161,6 +162,7 @@ def _quotient_gradient(
     # Several programs compute dD and dc of a token; the one of the first blocks writes them.
     written = tl.where(tl.program_id(1) + tl.program_id(2) == 0, n, 0)
     token = tl.arange(0, BLOCK_N)
+    begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
         valid = without_padding(padding_ptr, first, token, token < n - first)
         at = pair * n + first + token

@@ -16,6 +16,7 @@ from softattn.kernels.arithmetic import (
     load_rows,
     load_unit,
     load_weights,
+    pair_of_program,
     shifted_kernel,
     split,
     store_rows,
@@ -246,7 +247,7 @@ def _token_gradient(
     ONES: tl.constexpr = du_ptr is not None
     WRITE_TOKENS: tl.constexpr = dx_ptr is not None
     HOLDS_ONE: tl.constexpr = dl_ptr is not None
-    unit, pair, batch, head, begin, end = stretch_of_program(heads, stretches, length, n)
+    unit, pair, batch, head = pair_of_program(heads, stretches)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     if center_ptr is not None:
@@ -255,6 +256,8 @@ def _token_gradient(
         padding_ptr += batch * n
     if l_padding_ptr is not None:
         l_padding_ptr += batch * m
+    if WRITE_TOKENS:
+        dx_ptr += pair * n * D
     if QUERIES:
         g_ptr += batch * g_batch + head * g_head
         w_ptr += batch * w_batch + head * w_head
@@ -269,6 +272,8 @@ def _token_gradient(
         if PIECES == 2:
             ds_rest_ptr += batch * ds_batch + head * ds_head
         ds_unit = load_unit(ds_unit_ptr, pair)
+        if WRITE_TOKENS:
+            dv_ptr += pair * n * D_V
     if ONES:
         du_ptr += pair * m
     if DIAGONAL:
@@ -302,19 +307,22 @@ def _token_gradient(
     slope_x = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     slopes = tl.zeros([BLOCK_M], tl.float32)
     token = tl.arange(0, BLOCK_N)
+    begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
         inside = token < n - first
         valid = without_padding(padding_ptr, first, token, inside)
         at = pair * n + first + token
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
         x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
-        x_columns = tl.trans(x)
         # [BLOCK_N, BLOCK_V]
         g = load_rows(g_ptr, first, token, g_row, valid, D_V, BLOCK_V) if QUERIES else 0.0
         if KEYS:
             v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
         # [BLOCK_N]
-        share = 1 / tl.load(denominator_ptr + at, mask=inside, other=1.0) if QUOTIENT else 1.0
+        share = tl.full([BLOCK_N], 1.0, tl.float32)
+        if QUOTIENT:
+            share = 1 / tl.load(denominator_ptr + at, mask=inside, other=1.0)
+        x_columns = tl.trans(x)
         # [BLOCK_D, BLOCK_N], [BLOCK_V, BLOCK_N]
         dx = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
         dv = tl.zeros([BLOCK_V, BLOCK_N], tl.float32)
@@ -348,7 +356,7 @@ def _token_gradient(
                 if HOLDS_ONE:
                     # At once: it occupies registers.
                     _store_dv(
-                        dv_ptr, pair * n + first, token, dv, diagonal_ptr, share, g, inside,
+                        dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
                         D_V, BLOCK_V,
                     )  # fmt: skip
             dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -389,10 +397,10 @@ def _token_gradient(
                 slopes += tl.sum(slope, 1)
                 slope_x += slope_unit * dot(slope_first, slope_rest, x, x, PIECES, 1, PRECISION)
         if WRITE_TOKENS:
-            store_rows(dx_ptr, pair * n + first, token, D, tl.trans(dx), inside, D, BLOCK_D)
+            store_rows(dx_ptr, first, token, D, tl.trans(dx), inside, D, BLOCK_D)
             if KEYS and not HOLDS_ONE:
                 _store_dv(
-                    dv_ptr, pair * n + first, token, dv, diagonal_ptr, share, g, inside,
+                    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
                     D_V, BLOCK_V,
                 )  # fmt: skip
     if HOLDS_ONE:
@@ -407,6 +415,7 @@ def _store_dv(
     token,
     dv,
     diagonal_ptr,
+    at,
     share,
     g,
     inside,
@@ -416,6 +425,6 @@ def _store_dv(
     """Stores dV of a tile of tokens, [BLOCK_V, tokens]; the exact diagonal adds c_i G_i / D_i."""
     dv = tl.trans(dv)
     if diagonal_ptr is not None:
-        c = tl.load(diagonal_ptr + first + token, mask=inside, other=0.0)
+        c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
         dv += (c * share)[:, None] * g.to(tl.float32)
     store_rows(dv_ptr, first, token, D_V, dv, inside, D_V, BLOCK_V)

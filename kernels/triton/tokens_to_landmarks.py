@@ -9,6 +9,7 @@ from softattn.kernels.arithmetic import (
     load_landmarks,
     load_points,
     load_rows,
+    pair_of_program,
     shifted_kernel,
     split,
     store_rows,
@@ -84,7 +85,7 @@ def _tokens_to_landmarks(
     """S_j = Σ_i P_ij v_i and u_j = Σ_i P_ij over one stretch of tokens, for one landmark block."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
-    unit, pair, batch, head, begin, end = stretch_of_program(heads, stretches, length, n)
+    unit, pair, batch, head = pair_of_program(heads, stretches)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     v_ptr += batch * v_batch + head * v_head
@@ -104,6 +105,7 @@ def _tokens_to_landmarks(
     sums = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     ones = tl.zeros([BLOCK_M], tl.float32)
     token = tl.arange(0, BLOCK_N)
+    begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
         valid = without_padding(padding_ptr, first, token, token < n - first)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]

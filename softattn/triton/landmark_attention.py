@@ -12,7 +12,7 @@ from softattn.triton.registration import (
     contiguous_like,
     or_empty,
     rate_of,
-    refuse_second_derivative,
+    register_gradient,
 )
 
 
@@ -27,7 +27,7 @@ def landmark_attention(
     scale: float,
     quotient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1, the exact diagonal put back.
+    """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1 with the exact diagonal.
 
     Args:
         query: Q, (batch, heads, n_q, d).
@@ -35,7 +35,7 @@ def landmark_attention(
         value: V, (batch, heads, n_k, d_v).
         landmarks: L, (batch, heads, m, d).
         middle: M, (batch, heads, m, m), float32.
-        padding: (batch, n_k), True where a key is padding; in self-attention it answers 0.
+        padding: (batch, n_k), True where a key is padding; in self-attention its output is 0.
         scale: s.
         quotient: whether it is the operator of ``normalization="token"``.
 
@@ -134,11 +134,11 @@ def landmark_attention_gradient(
             queries = QueryTerms(
                 grad,
                 weights,
-                denominator,
-                through.denominator,
-                diagonal if is_self else None,
-                through.diagonal,
-                middle + middle.mT if is_self else None,
+                denominator=denominator,
+                grad_denominator=through.denominator,
+                diagonal=diagonal if is_self else None,
+                grad_diagonal=through.diagonal,
+                middle=middle + middle.mT if is_self else None,
             )
         else:
             grad_weights = tokens_to_landmarks(
@@ -179,30 +179,4 @@ def _(grad, query, key, value, landmarks, middle, *rest):  # type: ignore[no-unt
     )
 
 
-def _save_landmark_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.scale, ctx.quotient = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _landmark_attention_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    grad_query, grad_key, grad_value, grad_landmarks, grad_middle = landmark_attention_gradient(
-        grad, *ctx.saved_tensors, ctx.scale, ctx.quotient
-    )
-    is_self = ctx.saved_tensors[1] is None
-    return (
-        grad_query,
-        None if is_self else grad_key,
-        grad_value,
-        grad_landmarks,
-        grad_middle,
-        None,
-        None,
-        None,
-    )
-
-
-landmark_attention.register_autograd(
-    _landmark_attention_backward, setup_context=_save_landmark_attention
-)
-
-landmark_attention_gradient.register_autograd(refuse_second_derivative)
+register_gradient(landmark_attention, landmark_attention_gradient)
