@@ -124,7 +124,7 @@ def load_weights(
         rest = load_rows(rest_ptr, first, landmark, stride, real, COLUMNS, BLOCK)
     column = 0.0
     if column_ptr is not None:
-        column = tl.load(column_ptr + first + landmark, mask=real, other=0.0)
+        column = tl.load(column_ptr + (first + landmark), mask=real, other=0.0)
     return piece, rest, column
 
 

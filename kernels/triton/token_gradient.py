@@ -405,7 +405,8 @@ def _token_gradient(
                 )  # fmt: skip
     if HOLDS_ONE:
         dl = slopes[:, None] * l.to(tl.float32) - slope_x
-        store_rows(dl_ptr, unit * m + own, landmark, D, dl, landmark < m - own, D, BLOCK_D)
+        inside = own + landmark < m
+        store_rows(dl_ptr, unit * m + own, landmark, D, dl, inside, D, BLOCK_D)
 
 
 @triton.jit

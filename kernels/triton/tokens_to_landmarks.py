@@ -122,7 +122,7 @@ def _tokens_to_landmarks(
         if ONES:
             ones += tl.sum(tl.where(valid[None, :], p, 0.0), 1)
     partial_ptr += (unit * m + block) * (D_V + ONES)
-    inside = landmark < m - block
+    inside = block + landmark < m
     sums = tl.where(real[:, None], sums, 0.0)
     store_rows(partial_ptr, 0, landmark, D_V + ONES, sums, inside, D_V, BLOCK_V)
     if ONES:
