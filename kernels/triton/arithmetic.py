@@ -86,17 +86,13 @@ def load_points(
 
 @triton.jit
 def load_landmarks(
-    l_ptr,
-    first,
-    landmark,
-    l_row: tl.constexpr,
-    m,
-    padding_ptr,
-    center_ptr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):  # [landmarks, BLOCK_D], [landmarks], [landmarks]
-    """A block of landmarks, their squared norms, and which are landmarks and not padding."""
+    l_ptr, first, landmark, l_row: tl.constexpr, m, padding_ptr, center_ptr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A block of landmarks, their squared norms, and which are landmarks and not padding.
+
+    [landmarks, BLOCK_D], [landmarks], [landmarks].
+    """
     real = without_padding(padding_ptr, first, landmark, first + landmark < m)
     l, l_square = load_points(l_ptr, first, landmark, l_row, real, center_ptr, D, BLOCK_D)
     return l, l_square, real
@@ -104,19 +100,12 @@ def load_landmarks(
 
 @triton.jit
 def load_weights(
-    ptr,
-    rest_ptr,
-    column_ptr,
-    first,
-    landmark,
-    stride: tl.constexpr,
-    real,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # [landmarks, BLOCK] twice, [landmarks]
+    ptr, rest_ptr, column_ptr, first, landmark, stride: tl.constexpr, real,
+    COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """A block of rows of a factor's pieces, and of the column beside it, 0 if there is none.
 
-    The first piece is returned twice where there is no second.
+    [landmarks, BLOCK] twice, [landmarks]. A factor of one piece is returned twice.
     """
     piece = load_rows(ptr, first, landmark, stride, real, COLUMNS, BLOCK)
     rest = piece
@@ -197,8 +186,8 @@ def split(tile, DTYPE: tl.constexpr, AT_MOST_ONE: tl.constexpr):
 
 @triton.jit
 def dot(
-    a, a_rest, b, b_rest, A_PIECES: tl.constexpr, B_PIECES: tl.constexpr, PRECISION: tl.constexpr
-):
+    a, a_rest, b, b_rest, A_PIECES: tl.constexpr, B_PIECES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """The product of two factors of one or two pieces each, accumulated in float32.
 
     It has its own accumulator. Matrix units truncate what they add, and the error of a sum over
@@ -210,16 +199,9 @@ def dot(
 
 @triton.jit
 def add_dot(
-    total,
-    unit,
-    a,
-    a_rest,
-    b,
-    b_rest,
-    A_PIECES: tl.constexpr,
-    B_PIECES: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    total, unit, a, a_rest, b, b_rest,
+    A_PIECES: tl.constexpr, B_PIECES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """total + unit · a b for a few summands, which may then share the accumulator."""
     if a.dtype == tl.float16:
         total += unit * dot(a, a_rest, b, b_rest, A_PIECES, B_PIECES, PRECISION)
@@ -230,15 +212,9 @@ def add_dot(
 
 @triton.jit
 def _add_dots(
-    total,
-    a,
-    a_rest,
-    b,
-    b_rest,
-    A_PIECES: tl.constexpr,
-    B_PIECES: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    total, a, a_rest, b, b_rest,
+    A_PIECES: tl.constexpr, B_PIECES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     total = _add_dot(total, a, b, PRECISION)
     if A_PIECES == 2:
         total = _add_dot(total, a_rest, b, PRECISION)
@@ -257,23 +233,14 @@ def _add_dot(total, a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def through_middle(
-    x_columns,
-    x_square,
-    l_ptr,
-    l_row: tl.constexpr,
-    middle_ptr,
-    middle_rest_ptr,
-    middle_unit,
-    center_ptr,
-    rows,
-    m,
-    rate,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # [rows, tokens]
-    """Some rows of M Pᵀ where M takes several blocks: P is computed again for each of them."""
+    x_columns, x_square, l_ptr, l_row: tl.constexpr,
+    middle_ptr, middle_rest_ptr, middle_unit, center_ptr, rows, m, rate,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Some rows of M Pᵀ, [rows, tokens], where M takes several blocks.
+
+    P is computed again for each of them.
+    """
     DTYPE: tl.constexpr = x_columns.dtype
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     landmark = tl.arange(0, BLOCK_M)

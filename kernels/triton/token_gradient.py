@@ -376,16 +376,16 @@ def _token_gradient(
             if QUERIES:
                 g_columns = tl.trans(g)
                 dp = add_dot(dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION)
-                if QUOTIENT:
-                    dp = share[None, :] * dp
-                    dp += tl.load(dd_ptr + at, mask=inside, other=0.0)[None, :] * z[:, None]
-                elif dd_ptr is not None:
-                    dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
+            if QUOTIENT:
+                dp = share[None, :] * dp
+            if dd_ptr is not None:
+                dd = tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
+                dp += dd * z[:, None] if QUOTIENT else dd
             if KEYS:
                 v_columns = tl.trans(v)
                 dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
-                if ONES:
-                    dp += du[:, None]
+            if ONES:
+                dp += du[:, None]
             slope = -scale * p * dp
             slope_first, slope_rest, slope_unit = split(slope, DTYPE, False)
             if WRITE_TOKENS:
@@ -411,18 +411,9 @@ def _token_gradient(
 
 @triton.jit
 def _store_dv(
-    dv_ptr,
-    first,
-    token,
-    dv,
-    diagonal_ptr,
-    at,
-    share,
-    g,
-    inside,
-    D_V: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
+    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
+    D_V: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
     """Stores dV of a tile of tokens, [BLOCK_V, tokens]; the exact diagonal adds c_i G_i / D_i."""
     dv = tl.trans(dv)
     if diagonal_ptr is not None:

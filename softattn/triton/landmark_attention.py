@@ -46,27 +46,22 @@ def landmark_attention(
     from softattn.kernels import Diagonal, landmarks_to_tokens, tokens_to_landmarks
 
     common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
-    with without_autocast(query.device):
-        keys = query if key is None else key
-        sums = tokens_to_landmarks(
-            landmarks, keys, value, padding=padding, with_ones=quotient, **common
-        )
-        result = landmarks_to_tokens(
-            query,
-            landmarks,
-            middle @ sums,
-            dtype=value.dtype,
-            padding=padding if key is None else None,
-            floor=DENOMINATOR_FLOOR if quotient else None,
-            diagonal=Diagonal(value, middle) if quotient and key is None else None,
-            **common,
-        )
-    return (
-        result.output,
-        sums,
-        or_empty(result.denominator, query),
-        or_empty(result.diagonal, query),
+    keys = query if key is None else key
+    sums = tokens_to_landmarks(
+        landmarks, keys, value, padding=padding, with_ones=quotient, **common
     )
+    result = landmarks_to_tokens(
+        query,
+        landmarks,
+        middle @ sums,
+        dtype=value.dtype,
+        padding=padding if key is None else None,
+        floor=DENOMINATOR_FLOOR if quotient else None,
+        diagonal=Diagonal(value, middle) if quotient and key is None else None,
+        **common,
+    )
+    denominator, diagonal = (or_empty(t, query) for t in (result.denominator, result.diagonal))
+    return result.output, sums, denominator, diagonal
 
 
 @landmark_attention.register_fake
@@ -113,10 +108,8 @@ def landmark_attention_gradient(
     is_self = key is None
     query_padding = padding if is_self else None
     with without_autocast(query.device):
-        # dW = P_qᵀ G, through the quotient where there is one.
         weights = middle @ sums
-        queries = QueryTerms(grad, weights)
-        grad_middle: Tensor | None = None
+        # dW = P_qᵀ G, through the quotient where there is one.
         if quotient:
             through = quotient_gradient(
                 query,
@@ -130,7 +123,7 @@ def landmark_attention_gradient(
                 diagonal=diagonal if is_self else None,
                 **common,
             )
-            grad_weights, grad_middle = through.weights, through.middle
+            grad_weights, of_diagonal = through.weights, through.middle
             queries = QueryTerms(
                 grad,
                 weights,
@@ -141,13 +134,16 @@ def landmark_attention_gradient(
                 middle=middle + middle.mT if is_self else None,
             )
         else:
+            queries = QueryTerms(grad, weights)
+            of_diagonal = None
             grad_weights = tokens_to_landmarks(
                 landmarks, query, grad, padding=query_padding, **common
             )
         # dS = Mᵀ dW and dM = dW Sᵀ.
         grad_sums = middle.mT @ grad_weights
-        from_weights = grad_weights @ sums.mT
-        grad_middle = from_weights if grad_middle is None else grad_middle.add_(from_weights)
+        grad_middle = grad_weights @ sums.mT
+        if of_diagonal is not None:
+            grad_middle += of_diagonal
         # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
         keys = KeyTerms(value, grad_sums)
         common["scale"] = scale
