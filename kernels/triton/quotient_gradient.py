@@ -148,8 +148,8 @@ def _quotient_gradient(
         v_ptr += batch * v_batch + head * v_head
 
     landmark = tl.arange(0, BLOCK_M)
-    j = tl.program_id(1).to(tl.int64) * BLOCK_M
-    k = tl.program_id(2).to(tl.int64) * BLOCK_M
+    j = tl.program_id(1) * BLOCK_M
+    k = tl.program_id(2) * BLOCK_M
     # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
     l, l_square, inside = load_landmarks(l_ptr, j, landmark, l_row, m, None, center_ptr, D, BLOCK_D)
     if not ONE_BLOCK:

@@ -96,7 +96,7 @@ def _tokens_to_landmarks(
     if l_padding_ptr is not None:
         l_padding_ptr += batch * m
 
-    block = tl.program_id(1).to(tl.int64) * BLOCK_M
+    block = tl.program_id(1) * BLOCK_M
     landmark = tl.arange(0, BLOCK_M)
     # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
     l, l_square, real = load_landmarks(
