@@ -86,14 +86,14 @@ def load_points(
 
 @triton.jit
 def load_landmarks(
-    l_ptr, first, landmark, l_row: tl.constexpr, m, padding_ptr, center_ptr,
+    l_ptr, first, landmark, l_row: tl.constexpr, inside, padding_ptr, center_ptr,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A block of landmarks, their squared norms, and which are landmarks and not padding.
+    """A block of landmarks, their squared norms, and which are ``inside`` and not padding.
 
     [landmarks, BLOCK_D], [landmarks], [landmarks].
     """
-    real = without_padding(padding_ptr, first, landmark, first + landmark < m)
+    real = without_padding(padding_ptr, first, landmark, inside)
     l, l_square = load_points(l_ptr, first, landmark, l_row, real, center_ptr, D, BLOCK_D)
     return l, l_square, real
 
@@ -151,15 +151,9 @@ def exponent(x, x_square, y, y_square, rate, PRECISION: tl.constexpr):  # [rows 
 
 
 @triton.jit
-def shifted_kernel(
-    l, l_square, real, x_columns, x_square, rate, shift_ptr, at, valid, PRECISION: tl.constexpr
-):  # [landmarks, tokens]
-    """P_ij 2^(−shift_i), and 0 for padded landmarks; without a shift P itself."""
-    e = exponent(l, l_square, x_columns, x_square, rate, PRECISION)
-    if shift_ptr is not None:
-        shift = tl.load(shift_ptr + at, mask=valid, other=0.0)
-        e = tl.where(real[:, None], e - shift[None, :], float("-inf"))
-    return tl.exp2(e)
+def shifted(e, shift, real):  # [landmarks, tokens]
+    """Exponents less the shift of each token, and −∞ for padded landmarks, whose entry is then 0."""
+    return tl.where(real[:, None], e - shift[None, :], float("-inf"))
 
 
 @triton.jit
@@ -246,12 +240,13 @@ def through_middle(
     landmark = tl.arange(0, BLOCK_M)
     total = tl.zeros([BLOCK_M, x_columns.shape[1]], tl.float32)
     for first in range(0, m, BLOCK_M):
+        columns = first + landmark
         l, l_square, _ = load_landmarks(
-            l_ptr, first, landmark, l_row, m, None, center_ptr, D, BLOCK_D
+            l_ptr, first, landmark, l_row, columns < m, None, center_ptr, D, BLOCK_D
         )
         p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
         p, p_rest, _ = split(p, DTYPE, True)
-        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, rows, first + landmark, m)
+        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, rows, columns, m)
         total = add_dot(
             total, middle_unit, middle, middle_rest, p, p_rest, PIECES, PIECES, PRECISION
         )

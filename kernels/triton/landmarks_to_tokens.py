@@ -179,7 +179,7 @@ def _landmarks_to_tokens(
     if ONE_BLOCK:
         # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
         l, l_square, real = load_landmarks(
-            l_ptr, 0, landmark, l_row, m, l_padding_ptr, center_ptr, D, BLOCK_D
+            l_ptr, 0, landmark, l_row, landmark < m, l_padding_ptr, center_ptr, D, BLOCK_D
         )
         l_columns = tl.trans(l)
         # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]
@@ -202,8 +202,9 @@ def _landmarks_to_tokens(
         top = tl.full([BLOCK_N], float("-inf"), tl.float32)
         for block in range(0, BLOCK_M if ONE_BLOCK else m, BLOCK_M):
             if not ONE_BLOCK:
+                inside_m = landmark < m - block
                 l, l_square, real = load_landmarks(
-                    l_ptr, block, landmark, l_row, m, l_padding_ptr, center_ptr, D, BLOCK_D
+                    l_ptr, block, landmark, l_row, inside_m, l_padding_ptr, center_ptr, D, BLOCK_D
                 )
                 l_columns = tl.trans(l)
                 w, w_rest, z = load_weights(

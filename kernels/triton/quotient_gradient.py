@@ -148,13 +148,16 @@ def _quotient_gradient(
         v_ptr += batch * v_batch + head * v_head
 
     landmark = tl.arange(0, BLOCK_M)
-    j = tl.program_id(1) * BLOCK_M
-    k = tl.program_id(2) * BLOCK_M
-    # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
-    l, l_square, inside = load_landmarks(l_ptr, j, landmark, l_row, m, None, center_ptr, D, BLOCK_D)
+    j = tl.program_id(1).to(tl.int64) * BLOCK_M
+    k = tl.program_id(2).to(tl.int64) * BLOCK_M
+    inside_j, inside_k = landmark < m - j, landmark < m - k
+    # [BLOCK_M, BLOCK_D], [BLOCK_M]
+    l, l_square, _inside = load_landmarks(
+        l_ptr, j, landmark, l_row, inside_j, None, center_ptr, D, BLOCK_D
+    )
     if not ONE_BLOCK:
         other, other_square, _inside = load_landmarks(
-            l_ptr, k, landmark, l_row, m, None, center_ptr, D, BLOCK_D
+            l_ptr, k, landmark, l_row, inside_k, None, center_ptr, D, BLOCK_D
         )
     dw = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     dz = tl.zeros([BLOCK_M], tl.float32)
@@ -201,8 +204,8 @@ def _quotient_gradient(
         dw += p_unit * dot(p_first, p_rest, g, g, PIECES, 1, PRECISION)
     if tl.program_id(2) == 0:
         dw_ptr += (unit * m + j) * (D_V + 1)
-        store_rows(dw_ptr, 0, landmark, D_V + 1, dw, inside, D_V, BLOCK_V)
-        tl.store(dw_ptr + landmark * (D_V + 1) + D_V, dz, mask=inside)
+        store_rows(dw_ptr, 0, landmark, D_V + 1, dw, inside_j, D_V, BLOCK_V)
+        tl.store(dw_ptr + landmark * (D_V + 1) + D_V, dz, mask=inside_j)
     if DIAGONAL:
         to = dm_ptr + (unit * m + j) * m + k + landmark[:, None] * m + landmark[None, :]
-        tl.store(to, dm, mask=inside[:, None] & (landmark < m - k)[None, :])
+        tl.store(to, dm, mask=inside_j[:, None] & inside_k[None, :])

@@ -10,6 +10,7 @@ from torch import Tensor
 from softattn.kernels.arithmetic import (
     add_dot,
     dot,
+    exponent,
     load_landmarks,
     load_middle,
     load_points,
@@ -17,7 +18,7 @@ from softattn.kernels.arithmetic import (
     load_unit,
     load_weights,
     pair_of_program,
-    shifted_kernel,
+    shifted,
     split,
     store_rows,
     stretch_of_program,
@@ -285,9 +286,10 @@ def _token_gradient(
     landmark = tl.arange(0, BLOCK_M)
     if HOLDS_ONE:
         own = tl.program_id(1) * BLOCK_M
+        rows = own + landmark
         # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
         l, l_square, real = load_landmarks(
-            l_ptr, own, landmark, l_row, m, l_padding_ptr, center_ptr, D, BLOCK_D
+            l_ptr, own, landmark, l_row, rows < m, l_padding_ptr, center_ptr, D, BLOCK_D
         )
         l_columns = tl.trans(l)
         # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]
@@ -328,8 +330,9 @@ def _token_gradient(
         dv = tl.zeros([BLOCK_V, BLOCK_N], tl.float32)
         for block in range(0, BLOCK_M if HOLDS_ONE else m, BLOCK_M):
             if not HOLDS_ONE:
+                rows = block + landmark
                 l, l_square, real = load_landmarks(
-                    l_ptr, block, landmark, l_row, m, l_padding_ptr, center_ptr, D, BLOCK_D
+                    l_ptr, block, landmark, l_row, rows < m, l_padding_ptr, center_ptr, D, BLOCK_D
                 )
                 l_columns = tl.trans(l)
                 if QUERIES:
@@ -342,9 +345,10 @@ def _token_gradient(
                     )
                     ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
             # [BLOCK_M, BLOCK_N]
-            p = shifted_kernel(
-                l, l_square, real, x_columns, x_square, rate, shift_ptr, at, valid, PRECISION
-            )
+            e = exponent(l, l_square, x_columns, x_square, rate, PRECISION)
+            if shift_ptr is not None:
+                e = shifted(e, tl.load(shift_ptr + at, mask=valid, other=0.0), real)
+            p = tl.exp2(e)
             if padding_ptr is not None or ONES:
                 p = tl.where(valid[None, :], p, 0.0)
             p_first, p_rest, _ = split(p, DTYPE, True)
@@ -366,7 +370,6 @@ def _token_gradient(
                         middle, middle_rest, p_first, p_rest, PIECES, PIECES, PRECISION
                     )
                 else:
-                    rows = (own if HOLDS_ONE else block) + landmark
                     middle_p = through_middle(
                         x_columns, x_square, l_ptr, l_row, middle_ptr, middle_rest_ptr,
                         middle_unit, center_ptr, rows, m, rate, D, BLOCK_M, BLOCK_D, PRECISION,
@@ -405,8 +408,7 @@ def _token_gradient(
                 )  # fmt: skip
     if HOLDS_ONE:
         dl = slopes[:, None] * l.to(tl.float32) - slope_x
-        inside = own + landmark < m
-        store_rows(dl_ptr, unit * m + own, landmark, D, dl, inside, D, BLOCK_D)
+        store_rows(dl_ptr, unit * m + own, landmark, D, dl, rows < m, D, BLOCK_D)
 
 
 @triton.jit

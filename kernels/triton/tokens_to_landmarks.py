@@ -6,11 +6,12 @@ from torch import Tensor
 
 from softattn.kernels.arithmetic import (
     dot,
+    exponent,
     load_landmarks,
     load_points,
     load_rows,
     pair_of_program,
-    shifted_kernel,
+    shifted,
     split,
     store_rows,
     stretch_of_program,
@@ -95,12 +96,15 @@ def _tokens_to_landmarks(
         padding_ptr += batch * n
     if l_padding_ptr is not None:
         l_padding_ptr += batch * m
+    if shift_ptr is not None:
+        shift_ptr += pair * n
 
-    block = tl.program_id(1) * BLOCK_M
+    block = tl.program_id(1).to(tl.int64) * BLOCK_M
     landmark = tl.arange(0, BLOCK_M)
+    inside = landmark < m - block
     # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
     l, l_square, real = load_landmarks(
-        l_ptr, block, landmark, l_row, m, l_padding_ptr, center_ptr, D, BLOCK_D
+        l_ptr, block, landmark, l_row, inside, l_padding_ptr, center_ptr, D, BLOCK_D
     )
     sums = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     ones = tl.zeros([BLOCK_M], tl.float32)
@@ -113,16 +117,15 @@ def _tokens_to_landmarks(
         # [BLOCK_N, BLOCK_V]
         v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
         # [BLOCK_M, BLOCK_N]
-        at = pair * n + first + token
-        p = shifted_kernel(
-            l, l_square, real, tl.trans(x), x_square, rate, shift_ptr, at, valid, PRECISION
-        )
+        e = exponent(l, l_square, tl.trans(x), x_square, rate, PRECISION)
+        if shift_ptr is not None:
+            e = shifted(e, tl.load(shift_ptr + first + token, mask=valid, other=0.0), real)
+        p = tl.exp2(e)
         p_first, p_rest, _ = split(p, DTYPE, True)
         sums += dot(p_first, p_rest, v, v, PIECES, 1, PRECISION)
         if ONES:
             ones += tl.sum(tl.where(valid[None, :], p, 0.0), 1)
     partial_ptr += (unit * m + block) * (D_V + ONES)
-    inside = block + landmark < m
     sums = tl.where(real[:, None], sums, 0.0)
     store_rows(partial_ptr, 0, landmark, D_V + ONES, sums, inside, D_V, BLOCK_V)
     if ONES:
