@@ -152,7 +152,7 @@ def exponent(x, x_square, y, y_square, rate, PRECISION: tl.constexpr):  # [rows 
 
 @triton.jit
 def shifted(e, shift, real):  # [landmarks, tokens]
-    """Exponents less the shift of each token, and −∞ for padded landmarks, whose entry is then 0."""
+    """Exponents less the shift of each token, and −∞ for padded landmarks."""
     return tl.where(real[:, None], e - shift[None, :], float("-inf"))
 
 
