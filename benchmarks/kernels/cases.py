@@ -163,14 +163,14 @@ def _quotient(inputs: _Inputs, *, diagonal: bool) -> None:
 def _gradient(
     inputs: _Inputs, *, queries: bool, keys: bool, quotient: bool, diagonal: bool = False
 ) -> None:
-    from softattn.kernels import AsKeys, AsQueries, token_gradient
+    from softattn.kernels import KeyTerms, QueryTerms, token_gradient
 
     per_token = inputs.per_token
     sums = inputs.sums(ones=quotient)
     token_gradient(
         inputs.tokens,
         inputs.landmarks,
-        queries=AsQueries(
+        queries=QueryTerms(
             inputs.values,
             sums,
             denominator=per_token if quotient else None,
@@ -181,20 +181,20 @@ def _gradient(
         )
         if queries
         else None,
-        keys=AsKeys(inputs.values, sums) if keys else None,
+        keys=KeyTerms(inputs.values, sums) if keys else None,
         scale=_SCALE,
         **inputs.common(),
     )
 
 
 def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> None:
-    from softattn.kernels import AsQueries, token_gradient
+    from softattn.kernels import QueryTerms, token_gradient
 
     per_token = inputs.per_token if normalize else None
     token_gradient(
         inputs.tokens,
         inputs.landmarks,
-        queries=AsQueries(
+        queries=QueryTerms(
             inputs.values, inputs.key_values, grad_denominator=per_token, row_shift=per_token
         ),
         keys=None,

@@ -82,15 +82,14 @@ class Launch:
     """What a launcher would run."""
 
     kernel: Any
-    arguments: tuple[object, ...]
-    constants: dict[str, object]
+    arguments: dict[str, object]
     warps: int
     stages: int
 
     @property
     def tile(self) -> tuple[int, ...]:
         """Tokens and landmarks of a tile."""
-        sizes = (self.constants.get(name) for name in ("BLOCK_N", "BLOCK_M", "TILE"))
+        sizes = (self.arguments.get(name) for name in ("BLOCK_N", "BLOCK_M", "TILE"))
         return tuple(size for size in sizes if isinstance(size, int))
 
 
@@ -148,14 +147,9 @@ def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) ->
     recorded: list[Launch] = []
 
     def record(
-        kernel: Any,
-        grid: tuple[int, ...],
-        *arguments: object,
-        warps: int,
-        stages: int,
-        **constants: object,
+        kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: object
     ) -> None:
-        recorded.append(Launch(kernel, arguments, constants, warps, stages))
+        recorded.append(Launch(kernel, arguments, warps, stages))
 
     replaced: list[tuple[Any, str, object]] = [
         (launching, "launch", record),
@@ -218,12 +212,11 @@ def _compiled(launch: Launch, target: Target) -> Any:
 
     driver.set_active(_AbsentDevice(target))
     return launch.kernel.warmup(
-        *launch.arguments,
         grid=(1,),
         num_warps=launch.warps,
         num_stages=launch.stages,
         enable_fp_fusion=True,
-        **launch.constants,
+        **launch.arguments,
     )
 
 

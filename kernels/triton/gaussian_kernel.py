@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_rows, store_rows
-from softattn.kernels.launching import block_of, rows_of, strides_of
+from softattn.kernels.launching import block_of, rows_argument
 
 
 def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
@@ -21,7 +21,6 @@ def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
     Returns:
         (batch, heads, n_q, n_k), float32.
     """
-    query, key = rows_of(query), rows_of(key)
     batch, heads, n_q, d = query.shape
     n_k = key.shape[2]
     device = launching.device_of(query.device)
@@ -34,15 +33,13 @@ def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
             triton.cdiv(n_q, chosen.tokens),
             triton.cdiv(n_k, chosen.landmarks),
         ),
-        query,
-        key,
-        block,
-        *strides_of(query),
-        *strides_of(key),
-        n_q,
-        n_k,
-        heads,
-        rate,
+        **rows_argument("x", query),
+        **rows_argument("y", key),
+        p_ptr=block,
+        n=n_q,
+        m=n_k,
+        heads=heads,
+        rate=rate,
         D=d,
         BLOCK_N=chosen.tokens,
         BLOCK_M=chosen.landmarks,
@@ -67,7 +64,6 @@ def gaussian_kernel_gradient(
     Returns:
         dX and dY, in the dtypes of ``query`` and ``key``.
     """
-    query, key = rows_of(query), rows_of(key)
     return (
         _gradient_of_one_side(query, key, block, grad, scale),
         _gradient_of_one_side(key, query, block.mT, grad.mT, scale),
@@ -85,19 +81,15 @@ def _gradient_of_one_side(
     launching.launch(
         _gaussian_kernel_gradient,
         (batch * heads, triton.cdiv(n, chosen.tokens)),
-        x,
-        y,
-        block,
-        grad,
-        dx,
-        *strides_of(x),
-        *strides_of(y),
-        *block.stride(),
-        *grad.stride(),
-        n,
-        m,
-        heads,
-        scale,
+        **rows_argument("x", x),
+        **rows_argument("y", y),
+        **_block_argument("p", block),
+        **_block_argument("g", grad),
+        dx_ptr=dx,
+        n=n,
+        m=m,
+        heads=heads,
+        scale=scale,
         D=d,
         BLOCK_N=chosen.tokens,
         BLOCK_M=chosen.landmarks,
@@ -109,26 +101,21 @@ def _gradient_of_one_side(
     return dx
 
 
+def _block_argument(name: str, block: Tensor) -> dict[str, object]:
+    """A kernel's pointer to a block (batch, heads, rows, columns), and all of its strides."""
+    strides = zip(("batch", "head", "row", "column"), block.stride(), strict=True)
+    return {f"{name}_ptr": block} | {f"{name}_{axis}": stride for axis, stride in strides}
+
+
 @triton.jit
 def _gaussian_kernel(
-    x_ptr,
-    y_ptr,
+    x_ptr, x_batch, x_head, x_row,
+    y_ptr, y_batch, y_head, y_row,
     p_ptr,
-    x_batch,
-    x_head,
-    x_row,
-    y_batch,
-    y_head,
-    y_row,
-    n,
-    m,
-    heads,
-    rate,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """One tile of P, a feature after the other."""
+    n, m, heads, rate, D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """One tile of P_ij = 2^(−rate Σ_f (x_if − y_jf)²), one feature after the other."""
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // heads, pair % heads
     row = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -149,36 +136,15 @@ def _gaussian_kernel(
 
 @triton.jit
 def _gaussian_kernel_gradient(
-    x_ptr,
-    y_ptr,
-    p_ptr,
-    g_ptr,
+    x_ptr, x_batch, x_head, x_row,
+    y_ptr, y_batch, y_head, y_row,
+    p_ptr, p_batch, p_head, p_row, p_column,
+    g_ptr, g_batch, g_head, g_row, g_column,
     dx_ptr,
-    x_batch,
-    x_head,
-    x_row,
-    y_batch,
-    y_head,
-    y_row,
-    p_batch,
-    p_head,
-    p_row,
-    p_column,
-    g_batch,
-    g_head,
-    g_row,
-    g_column,
-    n,
-    m,
-    heads,
-    scale,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Σ_j w_ij (x_i − y_j) for one block of rows."""
+    n, m, heads, scale, D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dX_i = Σ_j w_ij (x_i − y_j) with w = −s P ∘ dP, for one block of rows."""
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // heads, pair % heads
     x_ptr += batch * x_batch + head * x_head
@@ -187,7 +153,7 @@ def _gaussian_kernel_gradient(
     g_ptr += batch * g_batch + head * g_head
     row = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     # [BLOCK_N, BLOCK_D]
-    x = load_rows(x_ptr, row, x_row, row < n, D, BLOCK_D).to(tl.float32)
+    x = load_rows(x_ptr, 0, row, x_row, row < n, D, BLOCK_D).to(tl.float32)
     dx = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for first in range(0, m, BLOCK_M):
         column = first + tl.arange(0, BLOCK_M).to(tl.int64)
@@ -197,6 +163,6 @@ def _gaussian_kernel_gradient(
         g = tl.load(g_ptr + row[:, None] * g_row + column[None, :] * g_column, mask=mask, other=0.0)
         w = -scale * p * g
         # [BLOCK_M, BLOCK_D]
-        y = load_rows(y_ptr, column, y_row, column < m, D, BLOCK_D).to(tl.float32)
+        y = load_rows(y_ptr, 0, column, y_row, column < m, D, BLOCK_D).to(tl.float32)
         dx += tl.sum(w, 1)[:, None] * x - tl.dot(w, y, input_precision=PRECISION)
-    store_rows(dx_ptr + pair * n * D, row, D, dx, row < n, D, BLOCK_D)
+    store_rows(dx_ptr, pair * n, row, D, dx, row < n, D, BLOCK_D)

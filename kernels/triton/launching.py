@@ -1,17 +1,12 @@
-"""From tensors to a launch: strides, stretches of tokens, and what a kernel may use of a device."""
+"""From tensors to a launch: pointers, strides, and what a kernel may use of a device."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from softattn.kernels.arithmetic import INTERPRETED
-
-# Programs that a launch is cut into for each multiprocessor, so that none of them waits long.
-_PROGRAMS_PER_MULTIPROCESSOR = 8
 # A stride between rows with which the offsets in a tile of 256 rows fit into 32 bits.
 _FARTHEST_ROW = 2**22
 
@@ -48,22 +43,14 @@ def device_of(device: torch.device) -> Device:
 
 
 def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    *arguments: object,
-    warps: int,
-    stages: int,
-    **constants: object,
+    kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: object
 ) -> None:
-    """Runs ``kernel`` on the device of its first argument; an empty grid has nothing to run."""
+    """Runs ``kernel`` on the device of its first tensor; an empty grid has nothing to run."""
     if 0 in grid:
         return
-    first = arguments[0]
-    assert isinstance(first, Tensor)
-    with torch.cuda.device(first.device if first.is_cuda else -1):
-        kernel[grid](
-            *arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True, **constants
-        )
+    device = next(a.device for a in arguments.values() if isinstance(a, Tensor))
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        kernel[grid](num_warps=warps, num_stages=stages, enable_fp_fusion=True, **arguments)
 
 
 def rows_of(tensor: Tensor) -> Tensor:
@@ -76,47 +63,27 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor if adjacent and near else tensor.contiguous()
 
 
-def padding_of(mask: Tensor | None) -> Tensor | None:
-    """A mask as a kernel reads it.
+def rows_argument(name: str, tensor: Tensor | None) -> dict[str, object]:
+    """A kernel's pointer to ``rows_of`` a tensor (batch, heads, rows, columns), and its strides.
 
-    Triton takes a product whose factors are loaded under a mask of bytes for one of bytes itself,
-    and gives up the layout that the matrix units load at once.
+    For a tensor that a kernel runs without they are None and zeros.
+    """
+    batch, head, row = 0, 0, 0
+    if tensor is not None:
+        tensor = rows_of(tensor)
+        batch, head, row, _ = tensor.stride()
+    return {f"{name}_ptr": tensor, f"{name}_batch": batch, f"{name}_head": head, f"{name}_row": row}
+
+
+def padding_argument(mask: Tensor | None) -> Tensor | None:
+    """A mask as the kernels read it, in whole words.
+
+    Where factors are loaded under a mask of bytes, Triton takes their product for one of bytes and
+    does not choose the layout that the matrix units load at once.
     """
     return None if mask is None else mask.to(torch.int32, memory_format=torch.contiguous_format)
-
-
-def strides_of(tensor: Tensor | None) -> tuple[int, int, int]:
-    """Strides of batch, heads and tokens; zeros for a tensor that a kernel does without."""
-    if tensor is None:
-        return 0, 0, 0
-    batch, heads, tokens, _ = tensor.stride()
-    return batch, heads, tokens
-
-
-def stretches(tokens: int, block: int, others: int, device: Device) -> tuple[int, int]:
-    """How many stretches ``tokens`` are cut into, and the length of one, a multiple of ``block``.
-
-    ``others`` is the number of programs that a launch has for each stretch.
-    """
-    blocks = max(triton.cdiv(tokens, block), 1)
-    wanted = math.ceil(device.multiprocessors * _PROGRAMS_PER_MULTIPROCESSOR / max(others, 1))
-    length = triton.cdiv(blocks, min(wanted, blocks))
-    return triton.cdiv(blocks, length), length * block
 
 
 def block_of(size: int) -> int:
     """The power of two, at least 16, that holds ``size`` columns of a tile."""
     return max(16, triton.next_power_of_2(size))
-
-
-__all__ = [
-    "INTERPRETED",
-    "Device",
-    "block_of",
-    "device_of",
-    "launch",
-    "padding_of",
-    "rows_of",
-    "stretches",
-    "strides_of",
-]

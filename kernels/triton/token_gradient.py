@@ -7,27 +7,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import (
     add_dot,
     dot,
     exponent,
+    load_landmarks,
     load_middle,
-    load_pieces,
     load_points,
     load_rows,
     load_unit,
+    load_weights,
+    pair_of_program,
+    shifted,
     split,
     store_rows,
+    stretch_of_program,
     through_middle,
     without_padding,
 )
-from softattn.kernels.launching import block_of, padding_of, rows_of, stretches, strides_of
-from softattn.kernels.pieces import Pieces, in_pieces
+from softattn.kernels.launching import padding_argument, rows_argument
+from softattn.kernels.pieces import middle_arguments, weights_arguments
+from softattn.kernels.token_pass import TokenPass
 
 
-class AsQueries(NamedTuple):
-    """The tokens asked, O = P W or a quotient of it: what came back to them.
+class QueryTerms(NamedTuple):
+    """What dP takes from tokens that are queries, O = P W or a quotient of it.
 
     grad: G = dO, (batch, heads, n, d_v), in the dtype of the tokens.
     weights: W, (batch, heads, m, d_v), or d_v + 1 columns with z; float32 or as the tokens.
@@ -49,8 +53,8 @@ class AsQueries(NamedTuple):
     row_shift: Tensor | None = None
 
 
-class AsKeys(NamedTuple):
-    """The tokens were summed, S = Pᵀ V: what came back to the sums.
+class KeyTerms(NamedTuple):
+    """What dP takes from tokens that are keys, S = Pᵀ V.
 
     values: V, (batch, heads, n, d_v), in the dtype of the tokens.
     grad_sums: dS, (batch, heads, m, d_v), or d_v + 1 columns with du; float32.
@@ -60,171 +64,137 @@ class AsKeys(NamedTuple):
     grad_sums: Tensor
 
 
+# Shared memory does not hold the tiles of more features, which float32's precision doubles.
+_MOST_FLOAT32_FEATURES = 128
+
+
 def token_gradient(
     tokens: Tensor,
     landmarks: Tensor,
     *,
-    queries: AsQueries | None,
-    keys: AsKeys | None,
+    queries: QueryTerms | None,
+    keys: KeyTerms | None,
     rate: float,
     scale: float,
     center: Tensor | None = None,
     padding: Tensor | None = None,
     landmark_padding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """dX, dV and dL of everything that P = k(X, L) had a part in.
+    """dX, dV and dL through P = k(X, L).
 
     With w = −s P ∘ dP:  dX = rowsum(w) X − w L,  dL = colsum(w) L − wᵀ X,  dV = P dS + c G / D,
     where, of the terms that apply,
 
         dP_ij = G_i · W_j / D_i + dD_i z_j − dc_i (P (M + Mᵀ))_ij  +  v_i · dS_j + du_j.
 
-    Self-attention hands in ``queries`` and ``keys``, cross-attention one of them for each side.
+    Self-attention passes ``queries`` and ``keys``, cross-attention one of them for each side.
 
     Args:
         tokens: X, (batch, heads, n, d).
         landmarks: L, (batch, heads, m, d); in exact attention the keys.
-        queries: see there.
-        keys: see there.
+        queries: the terms of the first kind.
+        keys: the terms of the second kind.
         rate: s log₂(e) / 2.
         scale: s.
-        center: (batch, heads, d), taken off tokens and landmarks.
-        padding: (batch, n), True where a token has no gradient and is not to be read.
+        center: (batch, heads, d), subtracted from tokens and landmarks.
+        padding: (batch, n), True at padded tokens, which are ignored; their gradient is 0.
         landmark_padding: (batch, m), likewise for landmarks.
 
     Returns:
         dX (batch, heads, n, d) in the dtype of the tokens, dV likewise or None, and dL in float32.
-        dL takes a sum over stretches of tokens, in their order. Landmarks that do not fit into one
-        tile take two launches, one for each side of P; float32 of many features does so too, and
+        dL is a sum over stretches of tokens in a fixed order. Landmarks that need several tiles
+        take two launches, one for each side of P. So does float32 of many features, which also
         takes queries and keys apart.
     """
-    tokens, landmarks = rows_of(tokens), rows_of(landmarks)
-    batch, heads, n, d = tokens.shape
-    m = landmarks.shape[2]
-    grad, weights, *per_token, middle, row_shift = queries or (None,) * len(AsQueries._fields)
-    values, grad_sums = keys or (None, None)
-    grad, values = (None if t is None else rows_of(t) for t in (grad, values))
-    of_values = grad if values is None else values
-    assert of_values is not None, "neither queries nor keys"
-    d_v = of_values.shape[3]
-    wide = tokens.dtype == torch.float32 and max(d, d_v) > _MOST_FLOAT32_FEATURES_AT_ONCE
+    d_v = _values_features(queries, keys)
+    wide = tokens.dtype == torch.float32 and max(tokens.shape[3], d_v) > _MOST_FLOAT32_FEATURES
+    common: dict[str, Any] = {
+        "rate": rate,
+        "scale": scale,
+        "center": center,
+        "padding": padding,
+        "landmark_padding": landmark_padding,
+    }
     if wide and queries is not None and keys is not None:
-        return _queries_then_keys(
-            tokens,
-            landmarks,
-            queries,
-            keys,
-            rate=rate,
-            scale=scale,
-            center=center,
-            padding=padding,
-            landmark_padding=landmark_padding,
-        )
-    of_weights, z = _pieces_and_column(weights, d_v, tokens.dtype)
-    of_sums, grad_ones = _pieces_and_column(grad_sums, d_v, tokens.dtype)
-    of_middle = _NO_PIECES
-    if middle is not None:
-        of_middle = in_pieces(middle.contiguous(), tokens.dtype)
-    device = launching.device_of(tokens.device)
+        return _queries_then_keys(tokens, landmarks, queries, keys, **common)
     diagonal = queries is not None and queries.diagonal is not None
-    variant = "token_gradient_diagonal" if diagonal else "token_gradient"
-    chosen = configurations.choose(variant, d, d_v, m, tokens.dtype, device)
-    blocks = max(triton.cdiv(m, chosen.landmarks), 1)
-    both_sides = blocks == 1 and not wide
-    grad_tokens = torch.empty(batch, heads, n, d, device=tokens.device, dtype=tokens.dtype)
-    grad_values = None
-    if values is not None:
-        grad_values = torch.empty(batch, heads, n, d_v, device=tokens.device, dtype=values.dtype)
-
-    def run(write_tokens: bool, write_landmarks: bool) -> Tensor | None:
-        programs = blocks if write_landmarks and not write_tokens else 1
-        number, length = stretches(n, chosen.tokens, batch * heads * programs, device)
-        partial = None
-        if write_landmarks:
-            shape = (batch, heads, number, m, d)
-            partial = torch.empty(shape, device=tokens.device, dtype=torch.float32)
-        launching.launch(
+    tiles = TokenPass(
+        "token_gradient_diagonal" if diagonal else "token_gradient",
+        tokens,
+        landmarks,
+        d_v,
+        rate=rate,
+        center=center,
+        padding=padding,
+    )
+    arguments = {
+        **_query_arguments(queries, d_v, tokens.dtype),
+        **_key_arguments(keys, d_v, tokens.dtype),
+        "l_padding_ptr": padding_argument(landmark_padding),
+        "scale": scale,
+    }
+    grad_tokens = tiles.empty(tiles.n, tiles.d, dtype=tokens.dtype)
+    grad_values = None if keys is None else tiles.empty(tiles.n, d_v, dtype=keys.values.dtype)
+    of_tokens = {"dx_ptr": grad_tokens, "dv_ptr": grad_values}
+    both_sides = tiles.blocks == 1 and not wide
+    if not both_sides:
+        tiles.launch(
             _token_gradient,
-            (batch * heads * number, programs),
-            tokens,
-            landmarks,
-            grad,
-            *of_weights,
-            z,
-            values,
-            *of_sums,
-            grad_ones,
-            *per_token,
-            *of_middle,
-            row_shift,
-            center,
-            padding_of(padding),
-            padding_of(landmark_padding),
-            grad_tokens,
-            grad_values,
-            partial,
-            *strides_of(tokens),
-            *strides_of(landmarks),
-            *strides_of(grad),
-            *strides_of(of_weights[0]),
-            *strides_of(values),
-            *strides_of(of_sums[0]),
-            n,
-            m,
-            heads,
-            number,
-            length,
-            rate,
-            scale,
-            D=d,
-            D_V=d_v,
-            ONE_BLOCK=both_sides,
-            WRITE_TOKENS=write_tokens,
-            WRITE_LANDMARKS=write_landmarks,
-            BLOCK_N=chosen.tokens,
-            BLOCK_M=chosen.landmarks,
-            BLOCK_D=block_of(d),
-            BLOCK_V=block_of(d_v),
-            CENTERED=center is not None,
-            PADDED=padding is not None,
-            LANDMARKS_PADDED=landmark_padding is not None,
-            QUERIES=queries is not None,
-            KEYS=keys is not None,
-            W_PIECES=1 if of_weights[1] is None else 2,
-            QUOTIENT=z is not None,
-            DIAGONAL=diagonal,
-            NORMALIZED=queries is not None and queries.row_shift is not None,
-            ONES=grad_ones is not None,
-            PRECISION=device.precision,
-            warps=chosen.warps,
-            stages=chosen.stages,
+            tiles.stretches(),
+            1,
+            **arguments,
+            **of_tokens,
+            dl_ptr=None,
+            ONE_BLOCK=False,
         )
-        return None if partial is None else partial.sum(2)
+        of_tokens = dict.fromkeys(of_tokens)
+    stretches = tiles.stretches(tiles.blocks)
+    partial = tiles.empty(stretches.number, tiles.m, tiles.d)
+    tiles.launch(
+        _token_gradient,
+        stretches,
+        tiles.blocks,
+        **arguments,
+        **of_tokens,
+        dl_ptr=partial,
+        ONE_BLOCK=both_sides,
+    )
+    return grad_tokens, grad_values, partial.sum(2)
 
-    if both_sides:
-        grad_landmarks = run(write_tokens=True, write_landmarks=True)
-    else:
-        run(write_tokens=True, write_landmarks=False)
-        grad_landmarks = run(write_tokens=False, write_landmarks=True)
-    assert grad_landmarks is not None
-    return grad_tokens, grad_values, grad_landmarks
+
+def _values_features(queries: QueryTerms | None, keys: KeyTerms | None) -> int:
+    if keys is not None:
+        return keys.values.shape[3]
+    assert queries is not None, "neither queries nor keys"
+    return queries.grad.shape[3]
 
 
-# Of more features shared memory does not hold all tiles, which float32's precision doubles.
-_MOST_FLOAT32_FEATURES_AT_ONCE = 128
+def _query_arguments(queries: QueryTerms | None, d_v: int, dtype: torch.dtype) -> dict[str, object]:
+    terms = dict.fromkeys(QueryTerms._fields) if queries is None else queries._asdict()
+    return {
+        **rows_argument("g", terms["grad"]),
+        **weights_arguments("w", "z", terms["weights"], d_v, dtype),
+        **middle_arguments(terms["middle"], dtype),
+        "denominator_ptr": terms["denominator"],
+        "dd_ptr": terms["grad_denominator"],
+        "diagonal_ptr": terms["diagonal"],
+        "dc_ptr": terms["grad_diagonal"],
+        "shift_ptr": terms["row_shift"],
+    }
+
+
+def _key_arguments(keys: KeyTerms | None, d_v: int, dtype: torch.dtype) -> dict[str, object]:
+    values, grad_sums = (None, None) if keys is None else (keys.values, keys.grad_sums)
+    return {
+        **rows_argument("v", values),
+        **weights_arguments("ds", "du", grad_sums, d_v, dtype),
+    }
 
 
 def _queries_then_keys(
-    tokens: Tensor,
-    landmarks: Tensor,
-    queries: AsQueries,
-    keys: AsKeys,
-    *,
-    padding: Tensor | None,
-    **common: Any,
+    tokens: Tensor, landmarks: Tensor, queries: QueryTerms, keys: KeyTerms, **common: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``token_gradient`` as the sum of two."""
-    common["padding"] = padding
     grad_tokens, _, grad_landmarks = token_gradient(
         tokens, landmarks, queries=queries, keys=None, **common
     )
@@ -234,194 +204,124 @@ def _queries_then_keys(
     assert grad_values is not None
     if queries.diagonal is not None and queries.denominator is not None:
         own_share = (queries.diagonal / queries.denominator)[..., None] * queries.grad
-        if padding is not None:
-            own_share = own_share.masked_fill(padding[:, None, :, None], 0)
+        if common["padding"] is not None:
+            own_share = own_share.masked_fill(common["padding"][:, None, :, None], 0)
         grad_values += own_share
     return grad_tokens.add_(of_keys), grad_values, grad_landmarks.add_(landmarks_of_keys)
 
 
-_NO_PIECES = (None,) * len(Pieces._fields)
-
-
-def _pieces_and_column(
-    matrix: Tensor | None, columns: int, dtype: torch.dtype
-) -> tuple[Pieces | tuple[None, ...], Tensor | None]:
-    """The pieces of the first ``columns`` columns, and the column that follows, or None."""
-    if matrix is None:
-        return _NO_PIECES, None
-    column = matrix[..., columns].contiguous() if matrix.shape[3] > columns else None
-    return in_pieces(matrix[..., :columns], dtype), column
-
-
 @triton.jit
 def _token_gradient(
-    x_ptr,
-    l_ptr,
-    g_ptr,
-    w_ptr,
-    w_rest_ptr,
-    w_unit_ptr,
-    z_ptr,
-    v_ptr,
-    ds_ptr,
-    ds_rest_ptr,
-    ds_unit_ptr,
-    du_ptr,
-    denominator_ptr,
-    dd_ptr,
-    diagonal_ptr,
-    dc_ptr,
-    middle_ptr,
-    middle_rest_ptr,
-    middle_unit_ptr,
-    shift_ptr,
-    center_ptr,
-    padding_ptr,
-    l_padding_ptr,
-    dx_ptr,
-    dv_ptr,
-    dl_ptr,
-    x_batch,
-    x_head,
-    x_row: tl.constexpr,
-    l_batch,
-    l_head,
-    l_row: tl.constexpr,
-    g_batch,
-    g_head,
-    g_row: tl.constexpr,
-    w_batch,
-    w_head,
-    w_row: tl.constexpr,
-    v_batch,
-    v_head,
-    v_row: tl.constexpr,
-    ds_batch,
-    ds_head,
-    ds_row: tl.constexpr,
-    n,
-    m,
-    heads,
-    stretches,
-    length,
-    rate,
-    scale,
-    D: tl.constexpr,
-    D_V: tl.constexpr,
-    ONE_BLOCK: tl.constexpr,
-    WRITE_TOKENS: tl.constexpr,
-    WRITE_LANDMARKS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    CENTERED: tl.constexpr,
-    PADDED: tl.constexpr,
-    LANDMARKS_PADDED: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    W_PIECES: tl.constexpr,
-    QUOTIENT: tl.constexpr,
-    DIAGONAL: tl.constexpr,
-    NORMALIZED: tl.constexpr,
-    ONES: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """w = −s P ∘ dP over one stretch of tokens, and what follows from it.
+    # tokens and landmarks
+    x_ptr, x_batch, x_head, x_row: tl.constexpr,
+    l_ptr, l_batch, l_head, l_row: tl.constexpr,
+    center_ptr, padding_ptr, l_padding_ptr,
+    # tokens as queries: G, W and z, D, dD, c, dc, M + Mᵀ and the shift
+    g_ptr, g_batch, g_head, g_row: tl.constexpr,
+    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
+    denominator_ptr, dd_ptr, diagonal_ptr, dc_ptr,
+    middle_ptr, middle_rest_ptr, middle_unit_ptr, shift_ptr,
+    # tokens as keys: V, dS and du
+    v_ptr, v_batch, v_head, v_row: tl.constexpr,
+    ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row: tl.constexpr, du_ptr,
+    # outputs; of dL one for each stretch
+    dx_ptr, dv_ptr, dl_ptr,
+    # sizes
+    n, m, heads, stretches, length, rate, scale, D: tl.constexpr, D_V: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients from w = −s P ∘ dP over one stretch of tokens, in tiles of landmarks × tokens.
 
-    A program that writes both sides, or the landmarks' alone, holds one block of landmarks; one
-    that writes the tokens' alone takes the blocks in turn.
+        dX_i = Σ_j w_ij (x_i − l_j)      dV_i = Σ_j P_ij dS_j + c_i G_i / D_i
+        dL_j = Σ_i w_ij (l_j − x_i)
+
+    A program that writes dL holds one block of landmarks; one that does not takes all in turn.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
-    unit = tl.program_id(0).to(tl.int64)
-    pair = unit // stretches
-    batch, head = pair // heads, pair % heads
+    W_PIECES: tl.constexpr = 1 if w_rest_ptr is None else 2
+    QUERIES: tl.constexpr = g_ptr is not None
+    QUOTIENT: tl.constexpr = z_ptr is not None
+    DIAGONAL: tl.constexpr = diagonal_ptr is not None
+    KEYS: tl.constexpr = v_ptr is not None
+    ONES: tl.constexpr = du_ptr is not None
+    WRITE_TOKENS: tl.constexpr = dx_ptr is not None
+    HOLDS_ONE: tl.constexpr = dl_ptr is not None
+    unit, pair, batch, head = pair_of_program(heads, stretches)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
-    dx_ptr += pair * n * D
-    if CENTERED:
+    if center_ptr is not None:
         center_ptr += pair * D
-    if PADDED:
+    if padding_ptr is not None:
         padding_ptr += batch * n
-    if LANDMARKS_PADDED:
+    if l_padding_ptr is not None:
         l_padding_ptr += batch * m
+    if WRITE_TOKENS:
+        dx_ptr += pair * n * D
     if QUERIES:
         g_ptr += batch * g_batch + head * g_head
         w_ptr += batch * w_batch + head * w_head
-        w_unit = 1.0
         if W_PIECES == 2:
             w_rest_ptr += batch * w_batch + head * w_head
-            w_unit = load_unit(w_unit_ptr, pair, DTYPE)
+        w_unit = load_unit(w_unit_ptr, pair)
     if QUOTIENT:
         z_ptr += pair * m
     if KEYS:
         v_ptr += batch * v_batch + head * v_head
         ds_ptr += batch * ds_batch + head * ds_head
-        ds_unit = 1.0
         if PIECES == 2:
             ds_rest_ptr += batch * ds_batch + head * ds_head
-            ds_unit = load_unit(ds_unit_ptr, pair, DTYPE)
+        ds_unit = load_unit(ds_unit_ptr, pair)
+        if WRITE_TOKENS:
+            dv_ptr += pair * n * D_V
     if ONES:
         du_ptr += pair * m
-    if KEYS:
-        dv_ptr += pair * n * D_V
     if DIAGONAL:
         middle_ptr += pair * m * m
-        middle_unit = 1.0
         if PIECES == 2:
             middle_rest_ptr += pair * m * m
-            middle_unit = load_unit(middle_unit_ptr, pair, DTYPE)
-    HOLDS_ONE: tl.constexpr = WRITE_LANDMARKS
+        middle_unit = load_unit(middle_unit_ptr, pair)
 
     landmark = tl.arange(0, BLOCK_M)
     if HOLDS_ONE:
         own = tl.program_id(1) * BLOCK_M
         rows = own + landmark
-        real = without_padding(l_padding_ptr, own, landmark, rows < m, LANDMARKS_PADDED)
-        # [BLOCK_M, BLOCK_D], [BLOCK_M]
-        l, l_square = load_points(
-            l_ptr + tl.cast(own, tl.int64) * l_row,
-            landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED,
-        )  # fmt: skip
+        # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
+        l, l_square, real = load_landmarks(
+            l_ptr, own, landmark, l_row, rows < m, l_padding_ptr, center_ptr, D, BLOCK_D
+        )
         l_columns = tl.trans(l)
-        # [BLOCK_M, BLOCK_V], [BLOCK_M]
+        # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]
         if QUERIES:
-            w, w_rest = load_pieces(
-                w_ptr, w_rest_ptr, own, landmark, w_row, real, D_V, BLOCK_V, W_PIECES
+            w, w_rest, z = load_weights(
+                w_ptr, w_rest_ptr, z_ptr, own, landmark, w_row, real, D_V, BLOCK_V
             )
-        if QUOTIENT:
-            z = tl.load(z_ptr + rows, mask=real, other=0.0)
-        if ONES:
-            du = tl.load(du_ptr + rows, mask=real, other=0.0)
         if KEYS:
-            ds, ds_rest = load_pieces(
-                ds_ptr, ds_rest_ptr, own, landmark, ds_row, real, D_V, BLOCK_V, PIECES
+            ds, ds_rest, du = load_weights(
+                ds_ptr, ds_rest_ptr, du_ptr, own, landmark, ds_row, real, D_V, BLOCK_V
             )
             ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
         if DIAGONAL and ONE_BLOCK:
-            # [BLOCK_M, BLOCK_M]
-            middle, middle_rest = load_middle(
-                middle_ptr, middle_rest_ptr, landmark, landmark, m, PIECES
-            )
+            # [BLOCK_M, BLOCK_M] twice
+            middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
     # Σ_i w_ij x_i and Σ_i w_ij
-    pushes = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    slope_x = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     slopes = tl.zeros([BLOCK_M], tl.float32)
     token = tl.arange(0, BLOCK_N)
-    start = unit % stretches * length
-    for first in range(start, tl.minimum(start + length, n), BLOCK_N):
+    begin, end = stretch_of_program(unit, stretches, length, n)
+    for first in range(begin, end, BLOCK_N):
         inside = token < n - first
-        valid = without_padding(padding_ptr, first, token, inside, PADDED)
+        valid = without_padding(padding_ptr, first, token, inside)
         at = pair * n + first + token
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(
-            x_ptr + first * x_row, token, x_row, valid, center_ptr, D, BLOCK_D, CENTERED
-        )
-        # [BLOCK_N, BLOCK_V], [BLOCK_N]
-        if QUERIES:
-            g = load_rows(g_ptr + first * g_row, token, g_row, valid, D_V, BLOCK_V)
+        x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
+        # [BLOCK_N, BLOCK_V]
+        g = load_rows(g_ptr, first, token, g_row, valid, D_V, BLOCK_V) if QUERIES else 0.0
         if KEYS:
-            v = load_rows(v_ptr + first * v_row, token, v_row, valid, D_V, BLOCK_V)
+            v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
+        # [BLOCK_N]
+        share = tl.full([BLOCK_N], 1.0, tl.float32)
         if QUOTIENT:
             share = 1 / tl.load(denominator_ptr + at, mask=inside, other=1.0)
         x_columns = tl.trans(x)
@@ -431,94 +331,94 @@ def _token_gradient(
         for block in range(0, BLOCK_M if HOLDS_ONE else m, BLOCK_M):
             if not HOLDS_ONE:
                 rows = block + landmark
-                real = without_padding(l_padding_ptr, block, landmark, rows < m, LANDMARKS_PADDED)
-                l, l_square = load_points(
-                    l_ptr + tl.cast(block, tl.int64) * l_row,
-                    landmark, l_row, real, center_ptr, D, BLOCK_D, CENTERED,
-                )  # fmt: skip
+                l, l_square, real = load_landmarks(
+                    l_ptr, block, landmark, l_row, rows < m, l_padding_ptr, center_ptr, D, BLOCK_D
+                )
                 l_columns = tl.trans(l)
                 if QUERIES:
-                    w, w_rest = load_pieces(
-                        w_ptr, w_rest_ptr, block, landmark, w_row, real, D_V, BLOCK_V, W_PIECES
+                    w, w_rest, z = load_weights(
+                        w_ptr, w_rest_ptr, z_ptr, block, landmark, w_row, real, D_V, BLOCK_V
                     )
-                if QUOTIENT:
-                    z = tl.load(z_ptr + rows, mask=real, other=0.0)
-                if ONES:
-                    du = tl.load(du_ptr + rows, mask=real, other=0.0)
                 if KEYS:
-                    ds, ds_rest = load_pieces(
-                        ds_ptr, ds_rest_ptr, block, landmark, ds_row, real, D_V, BLOCK_V, PIECES
+                    ds, ds_rest, du = load_weights(
+                        ds_ptr, ds_rest_ptr, du_ptr, block, landmark, ds_row, real, D_V, BLOCK_V
                     )
                     ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
             # [BLOCK_M, BLOCK_N]
             e = exponent(l, l_square, x_columns, x_square, rate, PRECISION)
-            if NORMALIZED:
-                shift = tl.load(shift_ptr + at, mask=inside, other=0.0)
-                e = tl.where(real[:, None], e - shift[None, :], float("-inf"))
+            if shift_ptr is not None:
+                e = shifted(e, tl.load(shift_ptr + at, mask=valid, other=0.0), real)
             p = tl.exp2(e)
-            if PADDED or ONES:
+            if padding_ptr is not None or ONES:
                 p = tl.where(valid[None, :], p, 0.0)
-            p_first, p_second, _ = split(p, DTYPE, True)
+            p_first, p_rest, _ = split(p, DTYPE, True)
             if KEYS and WRITE_TOKENS:
                 dv = add_dot(
-                    dv, ds_unit, ds_columns, ds_rest_columns, p_first, p_second,
+                    dv, ds_unit, ds_columns, ds_rest_columns, p_first, p_rest,
                     PIECES, PIECES, PRECISION,
                 )  # fmt: skip
                 if HOLDS_ONE:
                     # At once: it occupies registers.
-                    dv_rows = tl.trans(dv)
-                    if DIAGONAL:
-                        # The exact diagonal gives a token its own share.
-                        c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
-                        dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                    store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
+                    _store_dv(
+                        dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
+                        D_V, BLOCK_V,
+                    )  # fmt: skip
             dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if DIAGONAL:
                 if ONE_BLOCK:
-                    heard = middle_unit * dot(
-                        middle, middle_rest, p_first, p_second, PIECES, PIECES, PRECISION
+                    middle_p = middle_unit * dot(
+                        middle, middle_rest, p_first, p_rest, PIECES, PIECES, PRECISION
                     )
                 else:
-                    heard = through_middle(
+                    middle_p = through_middle(
                         x_columns, x_square, l_ptr, l_row, middle_ptr, middle_rest_ptr,
-                        middle_unit, center_ptr, rows, m, rate,
-                        D, BLOCK_M, BLOCK_D, CENTERED, PRECISION,
+                        middle_unit, center_ptr, rows, m, rate, D, BLOCK_M, BLOCK_D, PRECISION,
                     )  # fmt: skip
                 dc = tl.load(dc_ptr + at, mask=inside, other=0.0)
-                dp = -(dc / share)[None, :] * heard
+                dp = -(dc / share)[None, :] * middle_p
             if QUERIES:
                 g_columns = tl.trans(g)
                 dp = add_dot(dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION)
-                if QUOTIENT:
-                    dp = share[None, :] * dp
-                    dp += tl.load(dd_ptr + at, mask=inside, other=0.0)[None, :] * z[:, None]
-                if NORMALIZED:
-                    dp += tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
+            if QUOTIENT:
+                dp = share[None, :] * dp
+            if dd_ptr is not None:
+                dd = tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
+                dp += dd * z[:, None] if QUOTIENT else dd
             if KEYS:
                 v_columns = tl.trans(v)
                 dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
-                if ONES:
-                    dp += du[:, None]
+            if ONES:
+                dp += du[:, None]
             slope = -scale * p * dp
-            slope_first, slope_second, slope_unit = split(slope, DTYPE, False)
+            slope_first, slope_rest, slope_unit = split(slope, DTYPE, False)
             if WRITE_TOKENS:
-                pull = slope_unit * dot(
-                    l_columns, l_columns, slope_first, slope_second, 1, PIECES, PRECISION
+                slope_l = slope_unit * dot(
+                    l_columns, l_columns, slope_first, slope_rest, 1, PIECES, PRECISION
                 )
-                dx += tl.sum(slope, 0)[None, :] * x_columns.to(tl.float32) - pull
-            if WRITE_LANDMARKS:
+                dx += tl.sum(slope, 0)[None, :] * x_columns.to(tl.float32) - slope_l
+            if HOLDS_ONE:
                 slopes += tl.sum(slope, 1)
-                pushes += slope_unit * dot(slope_first, slope_second, x, x, PIECES, 1, PRECISION)
+                slope_x += slope_unit * dot(slope_first, slope_rest, x, x, PIECES, 1, PRECISION)
         if WRITE_TOKENS:
-            store_rows(dx_ptr + first * D, token, D, tl.trans(dx), inside, D, BLOCK_D)
+            store_rows(dx_ptr, first, token, D, tl.trans(dx), inside, D, BLOCK_D)
             if KEYS and not HOLDS_ONE:
-                dv_rows = tl.trans(dv)
-                if DIAGONAL:
-                    # The exact diagonal gives a token its own share.
-                    c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
-                    dv_rows += (c * share)[:, None] * g.to(tl.float32)
-                store_rows(dv_ptr + first * D_V, token, D_V, dv_rows, inside, D_V, BLOCK_V)
-    if WRITE_LANDMARKS:
-        dl = slopes[:, None] * l.to(tl.float32) - pushes
-        dl_ptr += (unit * m + own) * D
-        store_rows(dl_ptr, landmark, D, dl, rows < m, D, BLOCK_D)
+                _store_dv(
+                    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
+                    D_V, BLOCK_V,
+                )  # fmt: skip
+    if HOLDS_ONE:
+        dl = slopes[:, None] * l.to(tl.float32) - slope_x
+        store_rows(dl_ptr, unit * m + own, landmark, D, dl, rows < m, D, BLOCK_D)
+
+
+@triton.jit
+def _store_dv(
+    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
+    D_V: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Stores dV of a tile of tokens, [BLOCK_V, tokens]; the exact diagonal adds c_i G_i / D_i."""
+    dv = tl.trans(dv)
+    if diagonal_ptr is not None:
+        c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
+        dv += (c * share)[:, None] * g.to(tl.float32)
+    store_rows(dv_ptr, first, token, D_V, dv, inside, D_V, BLOCK_V)

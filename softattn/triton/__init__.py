@@ -1,8 +1,8 @@
 """The Triton kernels as PyTorch operators: schemas, shapes, gradients.
 
-Every operator is known to ``torch.compile`` and ``torch.export`` by its schema and its shapes. What
-they compute stands in ``softattn.kernels``, which is imported at the first call. Gradients are
-operators of their own, and those have none: a second derivative needs ``impl="eager"``.
+``torch.compile`` and ``torch.export`` know every operator by its schema and its shapes. The
+kernels are in ``softattn.kernels``, which is imported at the first call. Gradients are operators
+too, and have no gradients: a second derivative needs ``impl="eager"``.
 """
 
 from softattn.triton.gaussian_attention import gaussian_attention

@@ -10,7 +10,7 @@ from softattn.triton.registration import (
     contiguous_like,
     or_empty,
     rate_of,
-    refuse_second_derivative,
+    register_gradient,
 )
 
 
@@ -32,7 +32,7 @@ def gaussian_attention(
     from softattn.kernels import landmarks_to_tokens
 
     keys = query if key is None else key
-    heard = landmarks_to_tokens(
+    result = landmarks_to_tokens(
         query,
         keys,
         value,
@@ -43,7 +43,7 @@ def gaussian_attention(
         landmark_padding=padding,
         normalize=normalize,
     )
-    return heard.output, or_empty(heard.row_shift, query)
+    return result.output, or_empty(result.row_shift, query)
 
 
 @gaussian_attention.register_fake
@@ -67,32 +67,28 @@ def gaussian_attention_gradient(
     scale: float,
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK and dV of ``gaussian_attention``; dK is empty in self-attention, dQ both."""
-    from softattn.kernels import AsQueries, token_gradient, tokens_to_landmarks
+    """dQ, dK and dV of ``gaussian_attention``; in self-attention dQ has both and dK is empty."""
+    from softattn.kernels import QueryTerms, token_gradient, tokens_to_landmarks
 
     keys = query if key is None else key
-    query_padding = padding if key is None else None
     common: dict[str, Any] = {
         "rate": rate_of(scale),
         "center": center_of(keys),
-        "padding": query_padding,
+        "padding": padding if key is None else None,
+        "landmark_padding": padding,
     }
-    queries = AsQueries(grad, value)
-    shift = None
+    queries = QueryTerms(grad, value)
     if normalize:
-        # The share of the row sums, −G_i · O_i.
+        # The row sums' term, −G_i · O_i.
         grad_sums = -(grad.float() * output.float()).sum(-1)
-        queries = AsQueries(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
-        shift = row_shift
+        queries = QueryTerms(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
     grad_query, _, grad_key = token_gradient(
-        query, keys, queries=queries, keys=None, scale=scale, landmark_padding=padding, **common
+        query, keys, queries=queries, keys=None, scale=scale, **common
     )
-    grad_value = tokens_to_landmarks(
-        keys, query, grad, row_shift=shift, landmark_padding=padding, **common
-    )
+    grad_value = tokens_to_landmarks(keys, query, grad, row_shift=queries.row_shift, **common)
     grad_value = grad_value.to(value.dtype)
     if key is None:
-        return (grad_key.add_(grad_query)).to(query.dtype), query.new_empty(0), grad_value
+        return grad_key.add_(grad_query).to(query.dtype), query.new_empty(0), grad_value
     return grad_query, grad_key.to(key.dtype), grad_value
 
 
@@ -105,21 +101,4 @@ def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
     )
 
 
-def _save_gaussian_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.scale, ctx.normalize = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _gaussian_attention_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    grad_query, grad_key, grad_value = gaussian_attention_gradient(
-        grad, *ctx.saved_tensors, ctx.scale, ctx.normalize
-    )
-    is_self = ctx.saved_tensors[1] is None
-    return grad_query, None if is_self else grad_key, grad_value, None, None, None
-
-
-gaussian_attention.register_autograd(
-    _gaussian_attention_backward, setup_context=_save_gaussian_attention
-)
-
-gaussian_attention_gradient.register_autograd(refuse_second_derivative)
+register_gradient(gaussian_attention, gaussian_attention_gradient)

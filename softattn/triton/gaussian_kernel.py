@@ -1,11 +1,9 @@
 """The Gaussian block, as an operator."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from softattn.triton.registration import contiguous_like, rate_of, refuse_second_derivative
+from softattn.triton.registration import contiguous_like, rate_of, register_gradient
 
 
 @torch.library.custom_op("softattn::gaussian_kernel", mutates_args=())
@@ -36,15 +34,4 @@ def _(grad, query, key, block, scale):  # type: ignore[no-untyped-def]
     return contiguous_like(query), contiguous_like(key)
 
 
-def _save_gaussian_kernel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    query, key, ctx.scale = inputs
-    ctx.save_for_backward(query, key, output)
-
-
-def _gaussian_kernel_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *gaussian_kernel_gradient(grad, *ctx.saved_tensors, ctx.scale), None
-
-
-gaussian_kernel.register_autograd(_gaussian_kernel_backward, setup_context=_save_gaussian_kernel)
-
-gaussian_kernel_gradient.register_autograd(refuse_second_derivative)
+register_gradient(gaussian_kernel, gaussian_kernel_gradient)

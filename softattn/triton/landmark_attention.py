@@ -12,7 +12,7 @@ from softattn.triton.registration import (
     contiguous_like,
     or_empty,
     rate_of,
-    refuse_second_derivative,
+    register_gradient,
 )
 
 
@@ -27,7 +27,7 @@ def landmark_attention(
     scale: float,
     quotient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1, the exact diagonal put back.
+    """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1 with the exact diagonal.
 
     Args:
         query: Q, (batch, heads, n_q, d).
@@ -35,7 +35,7 @@ def landmark_attention(
         value: V, (batch, heads, n_k, d_v).
         landmarks: L, (batch, heads, m, d).
         middle: M, (batch, heads, m, m), float32.
-        padding: (batch, n_k), True where a key is padding; in self-attention it answers 0.
+        padding: (batch, n_k), True where a key is padding; in self-attention its output is 0.
         scale: s.
         quotient: whether it is the operator of ``normalization="token"``.
 
@@ -46,22 +46,22 @@ def landmark_attention(
     from softattn.kernels import Diagonal, landmarks_to_tokens, tokens_to_landmarks
 
     common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
-    with without_autocast(query.device):
-        keys = query if key is None else key
-        sums = tokens_to_landmarks(
-            landmarks, keys, value, padding=padding, with_ones=quotient, **common
-        )
-        heard = landmarks_to_tokens(
-            query,
-            landmarks,
-            middle @ sums,
-            dtype=value.dtype,
-            padding=padding if key is None else None,
-            floor=DENOMINATOR_FLOOR if quotient else None,
-            diagonal=Diagonal(value, middle) if quotient and key is None else None,
-            **common,
-        )
-    return heard.output, sums, or_empty(heard.denominator, query), or_empty(heard.diagonal, query)
+    keys = query if key is None else key
+    sums = tokens_to_landmarks(
+        landmarks, keys, value, padding=padding, with_ones=quotient, **common
+    )
+    result = landmarks_to_tokens(
+        query,
+        landmarks,
+        middle @ sums,
+        dtype=value.dtype,
+        padding=padding if key is None else None,
+        floor=DENOMINATOR_FLOOR if quotient else None,
+        diagonal=Diagonal(value, middle) if quotient and key is None else None,
+        **common,
+    )
+    denominator, diagonal = (or_empty(t, query) for t in (result.denominator, result.diagonal))
+    return result.output, sums, denominator, diagonal
 
 
 @landmark_attention.register_fake
@@ -97,8 +97,8 @@ def landmark_attention_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dQ, dK, dV, dL and dM of ``landmark_attention``; dK is empty in self-attention."""
     from softattn.kernels import (
-        AsKeys,
-        AsQueries,
+        KeyTerms,
+        QueryTerms,
         quotient_gradient,
         token_gradient,
         tokens_to_landmarks,
@@ -108,10 +108,8 @@ def landmark_attention_gradient(
     is_self = key is None
     query_padding = padding if is_self else None
     with without_autocast(query.device):
-        # dW = P_qᵀ G, through the quotient where there is one.
         weights = middle @ sums
-        queries = AsQueries(grad, weights)
-        grad_middle: Tensor | None = None
+        # dW = P_qᵀ G, through the quotient where there is one.
         if quotient:
             through = quotient_gradient(
                 query,
@@ -125,26 +123,29 @@ def landmark_attention_gradient(
                 diagonal=diagonal if is_self else None,
                 **common,
             )
-            grad_weights, grad_middle = through.weights, through.middle
-            queries = AsQueries(
+            grad_weights, of_diagonal = through.weights, through.middle
+            queries = QueryTerms(
                 grad,
                 weights,
-                denominator,
-                through.denominator,
-                diagonal if is_self else None,
-                through.diagonal,
-                middle + middle.mT if is_self else None,
+                denominator=denominator,
+                grad_denominator=through.denominator,
+                diagonal=diagonal if is_self else None,
+                grad_diagonal=through.diagonal,
+                middle=middle + middle.mT if is_self else None,
             )
         else:
+            queries = QueryTerms(grad, weights)
+            of_diagonal = None
             grad_weights = tokens_to_landmarks(
                 landmarks, query, grad, padding=query_padding, **common
             )
         # dS = Mᵀ dW and dM = dW Sᵀ.
         grad_sums = middle.mT @ grad_weights
-        from_weights = grad_weights @ sums.mT
-        grad_middle = from_weights if grad_middle is None else grad_middle.add_(from_weights)
+        grad_middle = grad_weights @ sums.mT
+        if of_diagonal is not None:
+            grad_middle += of_diagonal
         # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
-        keys = AsKeys(value, grad_sums)
+        keys = KeyTerms(value, grad_sums)
         common["scale"] = scale
         if key is None:
             grad_query, grad_value, grad_landmarks = token_gradient(
@@ -174,30 +175,4 @@ def _(grad, query, key, value, landmarks, middle, *rest):  # type: ignore[no-unt
     )
 
 
-def _save_landmark_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.scale, ctx.quotient = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _landmark_attention_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    grad_query, grad_key, grad_value, grad_landmarks, grad_middle = landmark_attention_gradient(
-        grad, *ctx.saved_tensors, ctx.scale, ctx.quotient
-    )
-    is_self = ctx.saved_tensors[1] is None
-    return (
-        grad_query,
-        None if is_self else grad_key,
-        grad_value,
-        grad_landmarks,
-        grad_middle,
-        None,
-        None,
-        None,
-    )
-
-
-landmark_attention.register_autograd(
-    _landmark_attention_backward, setup_context=_save_landmark_attention
-)
-
-landmark_attention_gradient.register_autograd(refuse_second_derivative)
+register_gradient(landmark_attention, landmark_attention_gradient)

@@ -9,8 +9,33 @@ from torch import Tensor
 from softattn.common.centering import median_token
 
 
+def register_gradient(operator: Any, gradient: Any) -> None:
+    """Makes ``gradient`` the derivative of ``operator``; ``gradient`` itself has none.
+
+    Both take tensors first and options last. ``gradient`` takes the gradient of the first output,
+    the tensors, all outputs and the options. It returns gradients of the first tensors, in their
+    order, and ignored ones for tensors that are None.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        tensors = [argument for argument in inputs if argument is None or torch.is_tensor(argument)]
+        ctx.options = inputs[len(tensors) :]
+        ctx.number = len(inputs)
+        ctx.save_for_backward(*tensors, *outputs)
+
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = gradient(grad, *ctx.saved_tensors, *ctx.options)
+        of_tensors = zip(gradients, ctx.saved_tensors, strict=False)
+        returned = [None if tensor is None else gradient for gradient, tensor in of_tensors]
+        return (*returned, *(None,) * (ctx.number - len(returned)))
+
+    operator.register_autograd(backward, setup_context=save)
+    gradient.register_autograd(refuse_second_derivative)
+
+
 def refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    """The gradient of a gradient operator: there is none, and where to go."""
+    """The gradient of a gradient operator, which raises and names the alternative."""
     raise NotImplementedError(
         "the gradients of softattn's Triton kernels cannot be differentiated again; use "
         "impl='eager', whose gradients can"
@@ -23,7 +48,7 @@ def rate_of(scale: float) -> float:
 
 
 def center_of(tokens: Tensor) -> Tensor | None:
-    """What is taken off float32 tokens; half precision would lose digits by it."""
+    """What is subtracted from float32 tokens; in half precision this would lose digits."""
     return median_token(tokens)[:, :, 0].contiguous() if tokens.dtype == torch.float32 else None
 
 
@@ -33,5 +58,5 @@ def or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 
 def contiguous_like(tensor: Tensor) -> Tensor:
-    """Room for what a kernel writes, whatever the strides of ``tensor``."""
+    """Memory for an output of the shape of ``tensor``, whatever its strides."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)

@@ -146,9 +146,9 @@ def test_compiles_for_target(case, target, compiled):
 
 def test_launches_are_recorded_for_the_target():
     (launch,) = launches(Case("sums", 64, 49), TARGETS["gfx942"])
-    assert launch.constants["PRECISION"] == "ieee"
-    assert launch.constants["D"] == 64
-    assert launch.arguments[0].shape == (4, 2, 4096, 64)
+    assert launch.arguments["PRECISION"] == "ieee"
+    assert launch.arguments["D"] == 64
+    assert launch.arguments["x_ptr"].shape == (4, 2, 4096, 64)
 
 
 def test_every_dtype_has_a_table():

@@ -57,15 +57,15 @@ def test_landmarks_to_tokens(problem, unit):
     dtype, on, wide = problem
     # float16 itself ends at 65,504.
     w = unit * on["w"][..., :-1].contiguous()
-    heard = kernels.landmarks_to_tokens(on["x"], on["l"], w, rate=RATE, dtype=torch.float32)
+    result = kernels.landmarks_to_tokens(on["x"], on["l"], w, rate=RATE, dtype=torch.float32)
     truth = wide["p"] @ wide["w"][..., :-1]
     terms = wide["p"] @ wide["w"][..., :-1].abs()
-    assert_keeps_digits(heard.output / unit, truth, terms, dtype)
+    assert_keeps_digits(result.output / unit, truth, terms, dtype)
 
 
 def test_landmarks_to_tokens_with_the_quotient(problem):
     dtype, on, wide = problem
-    heard = kernels.landmarks_to_tokens(
+    result = kernels.landmarks_to_tokens(
         on["x"],
         on["l"],
         on["w"],
@@ -79,10 +79,10 @@ def test_landmarks_to_tokens_with_the_quotient(problem):
     c = (1 - form).clamp(0, 1)
     denominator = (p @ w[..., -1:])[..., 0] + c
     terms = (p @ w.abs()).amax() + ((p @ wide["m"].abs()) * p).sum(-1).amax()
-    assert_keeps_digits(heard.diagonal, c, terms, dtype)
-    assert_keeps_digits(heard.denominator, denominator, terms, dtype)
+    assert_keeps_digits(result.diagonal, c, terms, dtype)
+    assert_keeps_digits(result.denominator, denominator, terms, dtype)
     numerator = p @ w[..., :-1] + c[..., None] * wide["v"]
-    assert_keeps_digits(heard.output, numerator / denominator[..., None], terms, dtype)
+    assert_keeps_digits(result.output, numerator / denominator[..., None], terms, dtype)
 
 
 def test_quotient_gradient(problem):
@@ -122,7 +122,7 @@ def test_token_gradient_of_the_landmarks(problem):
     dd, dc, c = (normal(2, 2, 40, seed=seed).float().double() for seed in (11, 12, 13))
     ds = normal(2, 2, 20, 4, seed=14).float().double()
     numbers = {"dtype": torch.float32, "device": on["x"].device}
-    queries = kernels.AsQueries(
+    queries = kernels.QueryTerms(
         on["g"],
         on["w"],
         (1 / share).to(**numbers),
@@ -131,7 +131,7 @@ def test_token_gradient_of_the_landmarks(problem):
         dc.to(**numbers),
         (m + m.mT).to(**numbers),
     )
-    keys = kernels.AsKeys(on["v"], ds.to(**numbers))
+    keys = kernels.KeyTerms(on["v"], ds.to(**numbers))
     _, grad_values, grad_landmarks = kernels.token_gradient(
         on["x"], on["l"], queries=queries, keys=keys, rate=RATE, scale=SCALE
     )

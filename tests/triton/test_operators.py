@@ -104,21 +104,38 @@ def test_layer_answers_as_eager(device, normalization):
 
 
 @pytest.mark.parametrize("crossed", [False, True])
-def test_second_derivative_says_where_to_go(device, crossed):
+@pytest.mark.parametrize(
+    "operator", ["landmark_attention", "gaussian_attention", "gaussian_kernel", "newton_pinv"]
+)
+def test_second_derivative_says_where_to_go(device, operator, crossed):
     query, key, value, landmarks = tensors(
         device, (1, 1, 5, 3), (1, 1, 5, 3), (1, 1, 5, 4), (1, 1, 2, 3)
     )
+    key = key if crossed else None
+    call = {
+        "landmark_attention": lambda impl: softmax_free_attention(
+            query, key, value, landmarks, impl=impl
+        ),
+        "gaussian_attention": lambda impl: softattn.gaussian_attention(
+            query, key, value, impl=impl
+        ),
+        "gaussian_kernel": lambda impl: softattn.gaussian_kernel(
+            query, key if crossed else query, impl=impl
+        ),
+        "newton_pinv": lambda impl: softattn.newton_pinv(
+            query.mT @ query, method="soft", impl=impl
+        ),
+    }[operator]
 
-    def gradient(answer):
-        return torch.autograd.grad(answer.square().sum(), query, create_graph=True)[0]
+    def gradient(impl):
+        loss = call(impl).square().sum()
+        return torch.autograd.grad(loss, query, create_graph=True)[0]
 
-    for answer in (
-        softmax_free_attention(query, key if crossed else None, value, landmarks, impl="triton"),
-        softattn.gaussian_attention(query, key if crossed else None, value, impl="triton"),
-        softattn.gaussian_kernel(query, key if crossed else query, impl="triton"),
-    ):
-        with pytest.raises(NotImplementedError, match="use impl='eager'"):
-            gradient(answer).sum().backward()
+    assert_close(gradient("triton"), gradient("eager"))
+    with pytest.raises(NotImplementedError, match="use impl='eager'"):
+        gradient("triton").sum().backward()
+    gradient("eager").sum().backward()
+    assert query.grad.isfinite().all()
 
 
 def test_autocast_promotes_mixed_dtypes_and_leaves_others(device):
