@@ -18,6 +18,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype == torch.float32 and rounds_to_tf32(a.device):
         product: Tensor = _ProductOfParts.apply(a, b)
         return product
+    if torch.compiler.is_compiling():
+        # The comparisons below would fix sizes that a compiler leaves open.
+        return a @ b
     # ``a @ b`` with fewer steps, which take as long as the arithmetic on few tokens.
     if a.ndim == 3 and a.shape[0] == b.shape[0]:
         return torch.bmm(a, b)

@@ -158,9 +158,8 @@ class _Passes:
         self.landmarks = _Landmarks(landmarks, scale, dtype)
         self.middle = middle.to(dtype)
         columns = landmarks.shape[-2] + value.shape[-1] + 2
-        sizes = columns, query.shape[:-2].numel()
-        self.query_tiles = token_slices(query.shape[-2], *sizes)
-        self.key_tiles = token_slices(self.key.shape[-2], *sizes)
+        self.query_tiles = token_slices(query, columns)
+        self.key_tiles = token_slices(self.key, columns)
         self._kept: dict[int | None, Tensor] = {}
         self._room = _KEPT_BYTES
 

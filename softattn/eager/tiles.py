@@ -104,13 +104,14 @@ class Tiles:
         return term.new_empty(*term.shape[:-2], tokens, term.shape[-1])
 
 
-def token_slices(tokens: int, columns: int, batch: int) -> list[slice]:
-    """Runs of tokens that fill a tile of so many columns, over all batch items and heads."""
+def token_slices(tokens: Tensor, columns: int) -> list[slice]:
+    """Runs of tokens (..., n, d) that fill a tile of so many columns, for the whole batch."""
     if is_exported():
         # An exported graph has no loop whose length depends on a size.
         return [slice(None)]
+    batch = tokens.shape[:-2].numel()
     size = max(_LEAST_LONG_SIDE, _TILE_ELEMENTS // max(batch * columns, 1))
-    return _slices(tokens, size)
+    return _slices(tokens.shape[-2], size)
 
 
 def _slices(length: int, size: int) -> list[slice]:

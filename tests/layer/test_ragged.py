@@ -231,7 +231,8 @@ def test_memory_is_that_of_the_tokens():
     attention = layer(normalization="token").float()
     with LargestTensor() as largest:
         attention(x, cu_seqlens=offsets(lengths)).sum().backward()
-    assert largest.elements <= 4096 * 8 < 64 * 4096
+    # Two heads of products with four landmarks, three values and two sums.
+    assert largest.elements <= 4096 * 18 < 64 * 4096
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
