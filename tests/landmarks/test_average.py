@@ -135,7 +135,7 @@ def test_convolution_treats_a_remainder_as_asked():
 
 
 @given(data=st.data(), n=st.integers(1, 12), seed=seeds)
-def test_convolution_does_not_read_padding(data, n, seed):
+def test_convolution_ignores_padding(data, n, seed):
     tokens = normal(2, 1, n, 3, seed=seed)
     mask = data.draw(padding_masks(2, n))
     sampler = ConvLandmarks(3, (2,), dtype=torch.float64)

@@ -22,10 +22,10 @@ def counted():
 def assert_same_with_gradients(compiled, layer, *inputs, **options):
     results = []
     for module in (compiled, layer):
-        answer = module(*inputs, **options)
+        output = module(*inputs, **options)
         leaves = [x for x in inputs if x.requires_grad]
-        gradients = torch.autograd.grad(answer.square().sum(), (*leaves, *layer.parameters()))
-        results.append((answer, *gradients))
+        gradients = torch.autograd.grad(output.square().sum(), (*leaves, *layer.parameters()))
+        results.append((output, *gradients))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 

@@ -1,4 +1,4 @@
-"""Sequences of different lengths without padding: each answers what it would alone."""
+"""Packed sequences of different lengths: each output is that of the sequence alone."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def gradients(outputs, inputs, seed=9):
 @example([], None, "token", "average", torch.int64, 0)
 @example([0, 0], [0, 0, 0], "landmark", "average", torch.int64, 0)
 @example([7, 7, 7], None, "landmark", "convolution", torch.int32, 0)
-def test_operator_answers_as_each_sequence_alone(
+def test_output_of_the_operator_is_that_of_each_sequence_alone(
     lengths, key_lengths, normalization, sampler, dtype, seed
 ):
     crossed = key_lengths is not None
@@ -60,7 +60,7 @@ def test_operator_answers_as_each_sequence_alone(
     options = {"normalization": normalization, "scale": 0.7}
     sample = AvgPoolLandmarks(4) if sampler == "average" else ConvLandmarks(3, (3,)).double()
     landmarks, padding = sample.forward_varlen(key, offsets(key_lengths, dtype))
-    answer = softmax_free_attention_varlen(
+    output = softmax_free_attention_varlen(
         query,
         key if crossed else None,
         value,
@@ -80,10 +80,10 @@ def test_operator_answers_as_each_sequence_alone(
     sequences = (query.split(lengths), key.split(key_lengths), value.split(key_lengths))
     expected = torch.cat([value[:0], *map(alone, *sequences)])
     assert landmarks.shape[:2] == (len(lengths), 2)
-    torch.testing.assert_close(answer, expected, **EXACT)
+    torch.testing.assert_close(output, expected, **EXACT)
     inputs = (query, key, value) if crossed else (query, value)
     for actual, wanted in zip(
-        gradients([answer], inputs), gradients([expected], inputs), strict=True
+        gradients([output], inputs), gradients([expected], inputs), strict=True
     ):
         torch.testing.assert_close(actual, wanted, **EXACT)
 
@@ -98,7 +98,7 @@ def test_operator_answers_as_each_sequence_alone(
 )
 @example([], None, 1, "token", "average", 0)
 @example([0, 3, 1], None, 0, "landmark", "average", 0)
-def test_layer_answers_as_each_sequence_alone(
+def test_output_of_the_layer_is_that_of_each_sequence_alone(
     lengths, context_lengths, prefix, normalization, sampler, seed
 ):
     crossed = context_lengths is not None
@@ -126,17 +126,17 @@ def test_layer_answers_as_each_sequence_alone(
         nested_tensor_from_jagged(x, offsets(lengths)), num_prefix_tokens=prefix, **jagged
     )
     assert nested.layout == torch.jagged and torch.equal(nested.offsets(), offsets(lengths))
-    answer = attention(x, num_prefix_tokens=prefix, **packed)
-    torch.testing.assert_close(answer, expected, **EXACT)
-    torch.testing.assert_close(nested.values(), answer, rtol=0, atol=0)
+    output = attention(x, num_prefix_tokens=prefix, **packed)
+    torch.testing.assert_close(output, expected, **EXACT)
+    torch.testing.assert_close(nested.values(), output, rtol=0, atol=0)
     wanted = gradients([expected], leaves)
-    for actual in (gradients([answer], leaves), gradients([nested.values()], leaves)):
+    for actual in (gradients([output], leaves), gradients([nested.values()], leaves)):
         for one, other in zip(actual, wanted, strict=True):
             torch.testing.assert_close(one, other, **EXACT)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_neighbours_change_not_a_bit(normalization):
+def test_neighbours_never_affect_a_sequence(normalization):
     attention = layer(normalization=normalization, value_conv=(3,)).float()
     lengths = [5, 0, 12, 1, 30]
     x = torch.randn(sum(lengths), 6)
@@ -145,16 +145,16 @@ def test_neighbours_change_not_a_bit(normalization):
 
     def third(tokens):
         tokens = tokens.clone().requires_grad_()
-        answer = attention(tokens, cu_seqlens=offsets(lengths))
-        (gradient,) = torch.autograd.grad(answer[5:17].square().sum(), tokens)
-        return answer[5:17], gradient[5:17]
+        output = attention(tokens, cu_seqlens=offsets(lengths))
+        (gradient,) = torch.autograd.grad(output[5:17].square().sum(), tokens)
+        return output[5:17], gradient[5:17]
 
     for before, after, again in zip(third(x), third(changed), third(x), strict=True):
         assert torch.equal(before, after)
         assert torch.equal(before, again)
 
 
-def test_answer_of_a_jagged_tensor_adds_to_it():
+def test_output_of_a_jagged_tensor_adds_to_it():
     x = nested_tensor_from_jagged(normal(9, 6, seed=0), offsets([4, 0, 5]))
     attention = layer(normalization="token")
     total = x + attention(x)
@@ -235,14 +235,14 @@ def test_memory_is_that_of_the_tokens():
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_triton_answers_as_eager(normalization, device):
+def test_output_of_triton_is_that_of_eager(normalization, device):
     lengths = [5, 0, 17]
     query, value = torch.randn(2, 22, 1, 4, device=device).requires_grad_()
     cu_seqlens = offsets(lengths)
     landmarks, padding = AvgPoolLandmarks(6).forward_varlen(query, cu_seqlens)
     results = []
     for impl in ("triton", "eager"):
-        answer = softmax_free_attention_varlen(
+        output = softmax_free_attention_varlen(
             query,
             None,
             value,
@@ -252,9 +252,9 @@ def test_triton_answers_as_eager(normalization, device):
             landmark_padding_mask=padding,
             impl=impl,
         )
-        weights = normal(*answer.shape, seed=3).to(answer)
+        weights = normal(*output.shape, seed=3).to(output)
         results.append(
-            (answer, *torch.autograd.grad((answer * weights).sum(), (query, value, landmarks)))
+            (output, *torch.autograd.grad((output * weights).sum(), (query, value, landmarks)))
         )
     for triton, eager in zip(*results, strict=True):
         torch.testing.assert_close(

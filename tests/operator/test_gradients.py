@@ -63,16 +63,16 @@ def test_gradients_are_within_budget(problem):
 
     def gradients(problem, attention, **options):
         problem = problem.map(lambda t: t.detach().requires_grad_())
-        answer = problem.solve(attention, **options)
-        weights = normal(*answer.shape, seed=5).to(answer.dtype)
-        return torch.autograd.grad((answer * weights).sum(), problem.tensors())
+        output = problem.solve(attention, **options)
+        weights = normal(*output.shape, seed=5).to(output.dtype)
+        return torch.autograd.grad((output * weights).sum(), problem.tensors())
 
     oracle = reference.softmax_free_attention
     wide = torch.promote_types(problem.query.dtype, torch.float32)
     actual = gradients(problem, softmax_free_attention)
     truth = gradients(problem.to(torch.float64), oracle)
     plain = gradients(problem.to(wide), oracle)
-    # The gradient through A⁺ has terms as large as ‖A⁺‖² times those of the answer.
+    # The gradient through A⁺ has terms as large as ‖A⁺‖² times those of the output.
     far = (
         torch.cat([problem.query, problem.keys, problem.landmarks], 2).double().norm(dim=-1).amax()
     )
