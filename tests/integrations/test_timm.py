@@ -302,7 +302,7 @@ def test_models_that_are_not_understood_are_refused(model, options, error, reaso
     [
         ({"blocks": [2]}, ValueError, r"from 0 to 1, got \[2\]"),
         ({"landmarks": 49}, TypeError, "must be a LandmarkSampler"),
-        ({"normalization": "softmax"}, ValueError, "normalization must be one of"),
+        ({"normalization": "rows"}, ValueError, "normalization must be one of"),
         ({"impl": "cuda"}, ValueError, "impl must be one of"),
         ({"pinv": "exact"}, ValueError, "pinv must be one of"),
     ],

@@ -358,7 +358,7 @@ def test_a_mask_of_finite_numbers_is_refused_in_a_graph(graph):
         ({"add_bias_kv": True}, "add_bias_kv must be False"),
         ({"add_zero_attn": True}, "add_zero_attn must be False"),
         ({"num_heads": 4}, "num_heads must divide embed_dim, got 6 and 4"),
-        ({"normalization": "softmax"}, "normalization must be one of"),
+        ({"normalization": "rows"}, "normalization must be one of"),
         ({"impl": "cuda"}, "impl must be one of"),
         ({"pinv": "exact"}, "pinv must be one of"),
     ],
@@ -578,5 +578,5 @@ def test_swap_refuses(model, options, reason):
 def test_a_refused_swap_changes_nothing():
     model = encoder()
     with pytest.raises(ValueError, match="normalization must be one of"):
-        swap_attention(model, normalization="softmax")
+        swap_attention(model, normalization="rows")
     assert all(type(block.self_attn) is nn.MultiheadAttention for block in model.layers)

@@ -414,7 +414,7 @@ def test_dropout_of_a_model_in_training_is_refused():
         ({"name": "eager"}, ValueError, "belongs to another implementation"),
         ({"landmarks": 49}, TypeError, "must be a LandmarkSampler"),
         ({"landmarks": ConvLandmarks(4, 2)}, ValueError, "must have no parameters"),
-        ({"normalization": "softmax"}, ValueError, "normalization must be one of"),
+        ({"normalization": "rows"}, ValueError, "normalization must be one of"),
         ({"impl": "cuda"}, ValueError, "impl must be one of"),
         ({"pinv": "exact"}, ValueError, "pinv must be one of"),
     ],

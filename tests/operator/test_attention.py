@@ -354,3 +354,35 @@ def test_forward_mode_is_refused_and_not_silently_zero():
                 (gram,),
                 (torch.ones_like(gram),),
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("kind", ["equal", "zero", "huge", "one-hot", "two points", "tiny"])
+def test_adversarial_tokens_stay_finite(dtype, normalization, kind):
+    n, d = 64, 8
+    tokens = (
+        {
+            "equal": torch.ones(1, 1, n, d) * 50,
+            "zero": torch.zeros(1, 1, n, d),
+            "huge": torch.nn.functional.normalize(torch.randn(1, 1, n, d), dim=-1) * 1e4,
+            "one-hot": torch.eye(d).repeat(n // d, 1)[None, None],
+            "two points": torch.tensor([1e4, -1e4])
+            .repeat(n // 2)[None, None, :, None]
+            .expand(-1, -1, -1, d),
+            "tiny": torch.randn(1, 1, n, d) * 1e-7,
+        }[kind]
+        .to(dtype)
+        .clone()
+        .requires_grad_()
+    )
+    value = torch.randn(1, 1, n, 4).to(dtype)
+    landmarks = softattn.AvgPoolLandmarks(16)(tokens)
+    output = softmax_free_attention(tokens, None, value, landmarks, normalization=normalization)
+    assert output.isfinite().all()
+    if normalization == "token" and kind in ("equal", "zero", "tiny"):
+        mean = value.float().mean(2, keepdim=True).expand_as(value)
+        # The ridge takes 0.01 / (16 + 0.01) of the sums, and gives it to the diagonal.
+        torch.testing.assert_close(output.float(), mean, rtol=0.02, atol=0.02)
+    output.sum().backward()
+    assert tokens.grad.isfinite().all()

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("pinv", ["minimax", "soft", "transpose"])
 def test_gradcheck(normalization, crossed, masked, pinv):
     n_k = 5
-    query = normal(2, 2, 4 if crossed else n_k, 3, seed=0).requires_grad_()
-    key = normal(2, 2, n_k, 3, seed=1).requires_grad_()
-    value = normal(2, 2, n_k, 2, seed=2).requires_grad_()
-    landmarks = normal(2, 2, 3, 3, seed=3).requires_grad_()
+    query = normal(2, 1, 4 if crossed else n_k, 3, seed=0).requires_grad_()
+    key = normal(2, 1, n_k, 3, seed=1).requires_grad_()
+    value = normal(2, 1, n_k, 2, seed=2).requires_grad_()
+    landmarks = normal(2, 1, 3, 3, seed=3).requires_grad_()
     padding = torch.tensor([[False, False, False, True, True], [False] * 5])
     landmark_padding = torch.tensor([[False, False, True], [False] * 3])
 
@@ -41,7 +41,8 @@ def test_gradcheck(normalization, crossed, masked, pinv):
 
     inputs = (query, value, landmarks, key) if crossed else (query, value, landmarks)
     assert gradcheck(attend, inputs)
-    assert gradgradcheck(attend, inputs)
+    # Along random directions: all of them would take most of the time of this file.
+    assert gradgradcheck(attend, inputs, fast_mode=True)
 
 
 def test_gradients_of_landmarks_taken_from_the_tokens():
