@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.torch_version import TorchVersion
 
-# The Dynamo of 2.6 does not trace what settles a symbol.
-_CAN_SETTLE_SYMBOLS = TorchVersion(torch.__version__) >= "2.7"
+# The Dynamo of 2.6 does not trace what settles a symbol, and has no ``is_exporting``.
+_LATER_THAN_2_6 = TorchVersion(torch.__version__) >= "2.7"
 
 
 def is_compiled() -> bool:
     """Whether ``torch.compile`` traces the call."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    exporting = _LATER_THAN_2_6 and torch.compiler.is_exporting()
+    return torch.compiler.is_dynamo_compiling() and not exporting
 
 
 def is_exported() -> bool:
@@ -23,7 +24,7 @@ def is_exported() -> bool:
 
 def settles_symbols() -> bool:
     """Whether a compiler traces the call that can put numbers for its symbols."""
-    return _CAN_SETTLE_SYMBOLS and torch.compiler.is_compiling()
+    return _LATER_THAN_2_6 and torch.compiler.is_compiling()
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:

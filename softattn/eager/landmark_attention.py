@@ -455,7 +455,12 @@ def _gradients(
 
 
 _gradients_operator = torch.library.custom_op(
-    "softattn::eager_landmark_attention_gradient", mutates_args=()
+    "softattn::eager_landmark_attention_gradient",
+    mutates_args=(),
+    # torch 2.6 cannot infer it from these annotations.
+    schema="(Tensor query, Tensor? key, Tensor value, Tensor landmarks, Tensor middle, "
+    "Tensor? weights, Tensor? padding, float scale, bool quotient, Tensor grad, Tensor output, "
+    "Tensor sums, bool[] needed) -> Tensor[]",
 )(_gradients)
 
 

@@ -68,9 +68,9 @@ def test_models_run_and_train(name, options, prefix):
     x = images(*model.patch_embed.img_size)
     evaluated = model(x)
     trained = model.train()(x)
-    for answer in (evaluated, *(trained if isinstance(trained, tuple) else (trained,))):
-        assert answer.shape == (2, 5)
-        assert answer.isfinite().all()
+    for output in (evaluated, *(trained if isinstance(trained, tuple) else (trained,))):
+        assert output.shape == (2, 5)
+        assert output.isfinite().all()
     if not isinstance(trained, tuple):
         torch.testing.assert_close(trained, evaluated, rtol=0, atol=0)
     model.eval()(x).square().sum().backward()
@@ -167,10 +167,10 @@ def test_dynamic_sizes_have_the_grid_of_their_image():
     wide, high = images(32, 96), images(96, 32)
     seen = []
     model.blocks[0].attn.landmarks.register_forward_hook(lambda _, args, __: seen.append(args[1]))
-    answer = model(wide)
+    output = model(wide)
     model(high)
     assert seen == [(2, 6), (6, 2)]
-    torch.testing.assert_close(shadow(wide), answer, rtol=0, atol=0)
+    torch.testing.assert_close(shadow(wide), output, rtol=0, atol=0)
     assert model.blocks[0].attn.grid.sizes == (6, 2)
     assert shadow.blocks[0].attn.grid.sizes == (2, 6)
 

@@ -55,9 +55,9 @@ def test_self_attention_is_the_layers(normalization, padded):
     theirs.load_state_dict(ours.state_dict())
     x = normal(3, 9, 6, seed=0)
     mask = padding_of(9, 5, 0, tokens=9) if padded else None
-    answer, weights = ours(x, x, x, key_padding_mask=mask, need_weights=False)
+    output, weights = ours(x, x, x, key_padding_mask=mask, need_weights=False)
     assert weights is None
-    torch.testing.assert_close(answer, theirs(x, key_padding_mask=mask))
+    torch.testing.assert_close(output, theirs(x, key_padding_mask=mask))
 
 
 @pytest.mark.parametrize("crossed", [False, True])
@@ -69,14 +69,14 @@ def test_layouts_agree(crossed):
     expected, expected_weights = batch_first(x, y, y, mask)
     swapped_x = x.transpose(0, 1)
     swapped_y = y.transpose(0, 1) if crossed else swapped_x
-    answer, weights = tokens_first(swapped_x, swapped_y, swapped_y, mask)
-    torch.testing.assert_close(answer.transpose(0, 1), expected)
+    output, weights = tokens_first(swapped_x, swapped_y, swapped_y, mask)
+    torch.testing.assert_close(output.transpose(0, 1), expected)
     torch.testing.assert_close(weights, expected_weights)
     for either in (batch_first, tokens_first):
         single_x = x[1]
         single_y = y[1] if crossed else single_x
-        answer, weights = either(single_x, single_y, single_y, mask[1])
-        torch.testing.assert_close(answer, expected[1])
+        output, weights = either(single_x, single_y, single_y, mask[1])
+        torch.testing.assert_close(output, expected[1])
         torch.testing.assert_close(weights, expected_weights[1])
 
 
@@ -89,14 +89,14 @@ def test_weights_are_what_values_are_multiplied_by(normalization, case):
     key = query if case == "self" else normal(2, 7, attention.kdim, seed=1)
     value = normal(2, key.shape[1], attention.vdim, seed=2)
     mask = padding_of(key.shape[1], 4, tokens=key.shape[1])
-    answer, weights = attention(query, key, value, mask, average_attn_weights=False)
+    output, weights = attention(query, key, value, mask, average_attn_weights=False)
     _, averaged = attention(query, key, value, mask)
     torch.testing.assert_close(averaged, weights.mean(1))
     assert torch.all(weights.masked_select(mask[:, None, None]) == 0)
     values = attention.v_proj(value).unflatten(-1, (2, 3)).transpose(1, 2)
     expected = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
     silent = mask if case == "self" else torch.zeros(2, 9, dtype=torch.bool)
-    torch.testing.assert_close(answer, expected.masked_fill(silent[..., None], 0))
+    torch.testing.assert_close(output, expected.masked_fill(silent[..., None], 0))
     if normalization == "token":
         sums = weights.sum(-1).mean(1)
         torch.testing.assert_close(sums, (~silent).to(sums.dtype))
@@ -288,7 +288,7 @@ def test_projections_are_shared_where_keys_have_the_features_of_queries():
 
 @pytest.mark.parametrize("crossed", [False, True])
 @pytest.mark.parametrize("sampler", ["average", "convolution"])
-def test_padding_is_not_read(crossed, sampler):
+def test_padding_is_ignored(crossed, sampler):
     landmarks = AvgPoolLandmarks(4) if sampler == "average" else ConvLandmarks(3, (2,)).double()
     attention = layer(landmarks=landmarks)
     mask = torch.tensor([[True, False, False, True, False, False, True], [True] * 7])
@@ -298,20 +298,20 @@ def test_padding_is_not_read(crossed, sampler):
         attention.zero_grad()
         key = y.masked_fill(mask[..., None], filling)
         query = x if crossed else key
-        answer, weights = attention(query, key, key, mask)
-        (answer.square().sum() + weights.square().sum()).backward()
-        return answer, weights, *(p.grad.clone() for p in attention.parameters())
+        output, weights = attention(query, key, key, mask)
+        (output.square().sum() + weights.square().sum()).backward()
+        return output, weights, *(p.grad.clone() for p in attention.parameters())
 
     for nan, other in zip(run(float("nan")), run(1e3), strict=True):
         torch.testing.assert_close(nan, other, rtol=0, atol=0)
         assert nan.isfinite().all()
-    answer = run(0.0)[0]
+    output = run(0.0)[0]
     kept = y[:1, ~mask[0]]
     alone, _ = attention(x[:1] if crossed else kept, kept, kept)
-    torch.testing.assert_close(answer[:1] if crossed else answer[:1, ~mask[0]], alone)
-    assert torch.all(answer[1] == 0)
+    torch.testing.assert_close(output[:1] if crossed else output[:1, ~mask[0]], alone)
+    assert torch.all(output[1] == 0)
     if not crossed:
-        assert torch.all(answer[0, mask[0]] == 0)
+        assert torch.all(output[0, mask[0]] == 0)
 
 
 @pytest.mark.parametrize("number", [-torch.inf, torch.finfo(torch.float64).min, -1e4])
@@ -320,8 +320,8 @@ def test_additive_padding_mask(number):
     x = normal(2, 9, 6, seed=0)
     mask = padding_of(9, 5, tokens=9)
     additive = torch.zeros(2, 9, dtype=torch.float64).masked_fill(mask, number)
-    answers = attention(x, x, x, mask), attention(x, x, x, additive)
-    for of_bool, of_float in zip(*answers, strict=True):
+    outputs = attention(x, x, x, mask), attention(x, x, x, additive)
+    for of_bool, of_float in zip(*outputs, strict=True):
         torch.testing.assert_close(of_float, of_bool, rtol=0, atol=0)
 
 
@@ -426,7 +426,7 @@ def test_autocast(dtype):
 @pytest.mark.parametrize("norm_first", [False, True])
 # An encoder of layers that normalise first says that it takes no nested tensors.
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True.*norm_first:UserWarning")
-def test_encoder_answers_alike_in_train_and_eval(made, padded, norm_first):
+def test_encoder_output_is_the_same_in_train_and_eval(made, padded, norm_first):
     own = SoftmaxFreeMultiheadAttention(
         8, 2, batch_first=True, landmarks=AvgPoolLandmarks(4), dtype=torch.float64
     )
@@ -453,8 +453,8 @@ def test_encoder_answers_alike_in_train_and_eval(made, padded, norm_first):
         for block in model.layers:
             by_layers = block(by_layers, src_key_padding_mask=mask)
         evaluated.append(by_layers)
-    for answer in evaluated:
-        torch.testing.assert_close(answer, trained, rtol=0, atol=0)
+    for output in evaluated:
+        torch.testing.assert_close(output, trained, rtol=0, atol=0)
     if padded:
         alone = model(x[1:, :5])
         torch.testing.assert_close(trained[1:, :5], alone)
@@ -467,11 +467,11 @@ def test_decoder_attends_to_its_memory():
     assert report.left_alone == {"self_attn": "it is not among the names"}
     x, memory = normal(2, 5, 8, seed=0), normal(2, 9, 8, seed=1)
     causal = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
-    answer = block(x, memory, tgt_mask=causal, tgt_is_causal=True)
+    output = block(x, memory, tgt_mask=causal, tgt_is_causal=True)
     later = x.clone()
     later[:, -1] = 1
-    torch.testing.assert_close(block(later, memory, tgt_mask=causal)[:, :-1], answer[:, :-1])
-    assert not torch.allclose(block(x, memory.flip(-1), tgt_mask=causal), answer)
+    torch.testing.assert_close(block(later, memory, tgt_mask=causal)[:, :-1], output[:, :-1])
+    assert not torch.allclose(block(x, memory.flip(-1), tgt_mask=causal), output)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -519,8 +519,8 @@ def test_is_softmax_attention_where_queries_are_keys_of_one_norm():
     value = normal(2, 9, 6, seed=1)
     mask = padding_of(9, 7, tokens=9)
     expected, expected_weights = softmax(x, x, value, mask)
-    answer, weights = own(x, x, value, mask)
-    torch.testing.assert_close(answer[~mask], expected[~mask])
+    output, weights = own(x, x, value, mask)
+    torch.testing.assert_close(output[~mask], expected[~mask])
     torch.testing.assert_close(weights[~mask], expected_weights[~mask])
 
 

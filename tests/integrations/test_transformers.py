@@ -53,7 +53,7 @@ def words(*lengths: int, tokens: int = 9) -> dict[str, torch.Tensor]:
 def exact_gaussian(module, query, key, value, attention_mask, scaling, **_):
     """Row-normalised Gaussian attention, written out."""
     groups = query.shape[1] // key.shape[1]
-    answer = reference.gaussian_attention(
+    output = reference.gaussian_attention(
         query,
         key.repeat_interleave(groups, 1),
         value.repeat_interleave(groups, 1),
@@ -61,7 +61,7 @@ def exact_gaussian(module, query, key, value, attention_mask, scaling, **_):
         scale=scaling,
         key_padding_mask=None if attention_mask is None else ~attention_mask,
     )
-    return answer.transpose(1, 2), None
+    return output.transpose(1, 2), None
 
 
 @pytest.fixture
@@ -108,9 +108,9 @@ def test_vision_models(kind, prefix, exact):
         "softattn-maps", landmarks=AvgPoolLandmarks((2, 2)), grid=(4, 4), num_prefix_tokens=prefix
     )
     model = model_of(config, "softattn-maps")
-    answer = model(pictures).last_hidden_state
-    assert answer.shape == ours.shape
-    answer.square().sum().backward()
+    output = model(pictures).last_hidden_state
+    assert output.shape == ours.shape
+    output.square().sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     if not prefix:
         return
@@ -120,39 +120,39 @@ def test_vision_models(kind, prefix, exact):
 
 
 def test_landmarks_are_those_of_the_grid():
-    """One landmark a quadrant answers otherwise than one a strip of rows."""
+    """One landmark a quadrant and one a strip of rows give different outputs."""
     config, pictures = transformers.SiglipVisionConfig(**PICTURES), normal(2, 3, 32, 32, seed=0)
-    answers = []
+    outputs = []
     for landmarks, grid in [((2, 2), (4, 4)), ((4, 1), (4, 4)), (4, None)]:
         register_attention("softattn-maps", landmarks=AvgPoolLandmarks(landmarks), grid=grid)
-        answers.append(model_of(config, "softattn-maps")(pictures).last_hidden_state)
-    assert not torch.allclose(answers[0], answers[1])
-    torch.testing.assert_close(answers[1], answers[2])
+        outputs.append(model_of(config, "softattn-maps")(pictures).last_hidden_state)
+    assert not torch.allclose(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[1], outputs[2])
 
 
 def test_is_softmax_attention_where_keys_have_one_norm(exact):
     query, value = normal(2, 3, 9, 8, seed=0), normal(2, 3, 9, 8, seed=2)
     key = torch.nn.functional.normalize(normal(2, 3, 9, 8, seed=1), dim=-1)
     module = SimpleNamespace(is_causal=False, training=False)
-    answers = [
+    outputs = [
         ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, None, scaling=0.7)[0]
         for name in (exact[0], "sdpa")
     ]
-    torch.testing.assert_close(*answers)
+    torch.testing.assert_close(*outputs)
 
 
-def test_padding_is_not_read():
+def test_padding_is_ignored():
     model = model_of(bert())
     inputs = words(9, 6, 1)
-    answer = model(**inputs).last_hidden_state
+    output = model(**inputs).last_hidden_state
     kept = inputs["attention_mask"].bool()
-    assert answer.isfinite().all()
+    assert output.isfinite().all()
     for i, length in enumerate((9, 6, 1)):
         alone = model(inputs["input_ids"][i : i + 1, :length]).last_hidden_state
-        torch.testing.assert_close(answer[i : i + 1, :length], alone)
+        torch.testing.assert_close(output[i : i + 1, :length], alone)
     others = inputs | {"input_ids": inputs["input_ids"].masked_fill(~kept, 7)}
     torch.testing.assert_close(
-        model(**others).last_hidden_state[kept], answer[kept], rtol=0, atol=0
+        model(**others).last_hidden_state[kept], output[kept], rtol=0, atol=0
     )
 
 

@@ -106,6 +106,6 @@ def test_onnx(tmp_path):
     for batch, tokens in ((2, 13), (3, 30), (4, 24)):
         x, padding = torch.randn(batch, tokens, 8), padding_of(batch, tokens)
         feeds = dict(zip(names, (x.numpy(), padding.numpy()), strict=True))
-        (answer,) = session.run(None, feeds)
+        (output,) = session.run(None, feeds)
         expected = attention(x, key_padding_mask=padding)
-        torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-4)

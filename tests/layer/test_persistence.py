@@ -35,7 +35,7 @@ def saved_whole(attention):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved_whole])
-def test_copies_answer_alike_and_are_their_own(copied):
+def test_copies_have_the_same_output_and_their_own_weights(copied):
     attention = layer()
     other = copied(attention)
     x = torch.randn(2, 4, 6, 8)

@@ -148,12 +148,12 @@ def test_factors_of_a_layer_are_its_matrix_in_place(
     # And the layer multiplies its values by it.
     values = attention.v_proj(attended).masked_fill(~kept[..., None], 0)
     attended = expected @ values.unflatten(-1, (2, 3)).transpose(1, 2)
-    answer = attention.out_proj(attended.transpose(1, 2).flatten(2))
+    output = attention.out_proj(attended.transpose(1, 2).flatten(2))
     if mask is not None and not crossed:
-        answer = answer.masked_fill(mask[..., None], 0)
+        output = output.masked_fill(mask[..., None], 0)
     torch.testing.assert_close(
         attention(x, context, grid=grid, key_padding_mask=mask, num_prefix_tokens=prefix),
-        answer,
+        output,
         **ROUNDING,
     )
 

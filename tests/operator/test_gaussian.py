@@ -50,7 +50,7 @@ def test_attention_is_within_budget(problem, normalize):
     q, k, v, s = problem.query, problem.keys, problem.value, problem.scale
     if k.shape[2] == 0:
         return
-    answer = softattn.gaussian_attention(q, problem.key, v, normalize=normalize, scale=s)
+    output = softattn.gaussian_attention(q, problem.key, v, normalize=normalize, scale=s)
     wide = torch.promote_types(q.dtype, torch.float32)
     truth = reference.gaussian_attention(
         q.double(), k.double(), v.double(), normalize=normalize, scale=s
@@ -63,7 +63,7 @@ def test_attention_is_within_budget(problem, normalize):
     # Products instead of differences leave an error of their own in the distances.
     distances = 1 + torch.cat([q, k], 2).double().square().sum(-1).amax() if q.numel() else 1
     assert_within_budget(
-        answer,
+        output,
         truth,
         baseline=plain.to(v.dtype),
         magnitude=magnitude * distances * v.double().abs().amax(),
@@ -71,7 +71,7 @@ def test_attention_is_within_budget(problem, normalize):
 
 
 @given(data=st.data(), problem=problems(tokens=st.integers(1, 12)), normalize=st.booleans())
-def test_padding_is_not_read(data, problem, normalize):
+def test_padding_is_ignored(data, problem, normalize):
     keys = problem.keys
     mask = data.draw(padding_masks(keys.shape[0], keys.shape[2]))
     hidden = mask[:, None, :, None]
@@ -96,8 +96,8 @@ def test_normalised_row_of_a_query_far_from_all_keys_is_the_nearest_key():
     query = torch.tensor([[[[1e3, 0.0]]]])
     key = torch.tensor([[[[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]]]])
     value = torch.tensor([[[[1.0], [2.0], [3.0]]]])
-    answer = softattn.gaussian_attention(query, key, value, normalize=True)
-    torch.testing.assert_close(answer, torch.tensor([[[[2.0]]]]))
+    output = softattn.gaussian_attention(query, key, value, normalize=True)
+    torch.testing.assert_close(output, torch.tensor([[[[2.0]]]]))
 
 
 def test_padded_key_does_not_hide_that_all_others_are_far():
@@ -105,8 +105,8 @@ def test_padded_key_does_not_hide_that_all_others_are_far():
     key = torch.tensor([[[[1e3, 0.0], [0.0, 0.0]]]])
     value = torch.tensor([[[[2.0], [7.0]]]])
     mask = torch.tensor([[False, True]])
-    answer = softattn.gaussian_attention(query, key, value, normalize=True, key_padding_mask=mask)
-    torch.testing.assert_close(answer, torch.full((1, 1, 1, 1), 2.0))
+    output = softattn.gaussian_attention(query, key, value, normalize=True, key_padding_mask=mask)
+    torch.testing.assert_close(output, torch.full((1, 1, 1, 1), 2.0))
 
 
 def test_no_weight_exceeds_one_where_rounding_swallows_the_distance():

@@ -29,11 +29,11 @@ def test_softmax_free_attention(normalization, crossed):
     value = torch.randn(1, 1, N, D, requires_grad=True)
     landmarks = torch.randn(1, 1, M, D, requires_grad=True)
     with LargestTensor() as largest:
-        answer = softattn.softmax_free_attention(
+        output = softattn.softmax_free_attention(
             query, key, value, landmarks, normalization=normalization
         )
         inputs = [t for t in (query, key, value, landmarks) if t is not None]
-        gradients = torch.autograd.grad(answer.sum(), inputs, create_graph=True)
+        gradients = torch.autograd.grad(output.sum(), inputs, create_graph=True)
         sum(g.square().sum() for g in gradients).backward()
     assert query.grad is not None
     assert largest.elements <= ALLOWED

@@ -45,7 +45,7 @@ class Problem:
         )
 
     def solve(self, attention, **options) -> Tensor:
-        """What ``attention`` answers, given the problem's arguments."""
+        """The output of ``attention`` for these arguments."""
         return attention(
             self.query,
             self.key,
@@ -70,7 +70,7 @@ class Problem:
         return points.double().norm(dim=-1).amax() if points.numel() else torch.tensor(0.0)
 
     def magnitude(self) -> Tensor:
-        """The largest sum of terms that cancel in the answer, |P_q| |A⁺| |P_k|ᵀ |V|."""
+        """The largest sum of terms that cancel in the output, |P_q| |A⁺| |P_k|ᵀ |V|."""
         absolute = replace(
             self.to(torch.float64),
             value=self.value.double().abs(),

@@ -49,8 +49,8 @@ def test_gradients_of_each_sample(normalization):
 def test_functional_call_takes_other_parameters():
     attention, other = layer(), layer()
     x = normal(2, 9, 6, seed=0)
-    answer = functional_call(attention, dict(other.named_parameters()), (x,))
-    torch.testing.assert_close(answer, other(x), rtol=0, atol=0)
+    output = functional_call(attention, dict(other.named_parameters()), (x,))
+    torch.testing.assert_close(output, other(x), rtol=0, atol=0)
     gradients = grad(loss_of(attention))(
         {name: p.detach() for name, p in other.named_parameters()}, x
     )

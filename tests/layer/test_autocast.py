@@ -22,14 +22,14 @@ def hostile_tokens(kind: str) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", ["collapsed", "norm of 1e4", "equal", "one-hot"])
-def test_answers_and_gradients_stay_finite(dtype, normalization, kind):
+def test_outputs_and_gradients_stay_finite(dtype, normalization, kind):
     layer = SoftmaxFreeAttention(DIM, 2, normalization=normalization)
     x = hostile_tokens(kind).requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
-        answer = layer(x)
-    assert answer.dtype == dtype
-    assert answer.isfinite().all()
-    answer.float().mean().backward()
+        output = layer(x)
+    assert output.dtype == dtype
+    assert output.isfinite().all()
+    output.float().mean().backward()
     for gradient in (x.grad, *(parameter.grad for parameter in layer.parameters())):
         assert gradient.isfinite().all()
 

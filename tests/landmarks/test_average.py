@@ -1,4 +1,4 @@
-"""The landmark samplers."""
+"""Landmarks by averages over the cells of a grid."""
 
 from itertools import pairwise
 
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from support.strategies import normal, padding_masks, seeds
 from torch.autograd import gradcheck
 
-import softattn
-from softattn import AvgPoolLandmarks, ConvLandmarks
+from softattn import AvgPoolLandmarks
 
 
 def runs(length: int, count: int) -> list[range]:
@@ -27,7 +26,7 @@ def runs(length: int, count: int) -> list[range]:
     masked=st.booleans(),
     seed=seeds,
 )
-def test_average_pool_is_the_mean_of_each_cell(grid, sizes, masked, seed):
+def test_is_the_mean_of_each_cell(grid, sizes, masked, seed):
     bins = [sizes.draw(st.integers(1, size)) for size in grid]
     n = torch.Size(grid).numel()
     tokens = normal(2, 2, n, 3, seed=seed)
@@ -56,7 +55,7 @@ def test_average_pool_is_the_mean_of_each_cell(grid, sizes, masked, seed):
 
 
 @given(data=st.data(), n=st.integers(1, 20), m=st.integers(1, 8), seed=seeds)
-def test_average_pool_of_a_padded_sequence_is_that_of_the_sequence(data, n, m, seed):
+def test_landmarks_of_a_padded_sequence_are_those_of_the_sequence(data, n, m, seed):
     tokens = normal(3, 2, n, 2, seed=seed)
     mask = data.draw(padding_masks(3, n))
     sampler = AvgPoolLandmarks(m)
@@ -83,7 +82,7 @@ def test_average_pool_of_a_padded_sequence_is_that_of_the_sequence(data, n, m, s
         (49, (0, 5), (0, 1)),
     ],
 )
-def test_counts(count, grid, bins):
+def test_number_of_landmarks(count, grid, bins):
     sampler = AvgPoolLandmarks(count)
     assert sampler.bins(grid) == bins
     n = torch.Size(grid).numel()
@@ -98,7 +97,7 @@ def test_never_more_landmarks_than_asked_for_nor_than_tokens(count, grid):
     assert all(1 <= b <= size for b, size in zip(bins, grid, strict=True))
 
 
-def test_average_pool_gradients():
+def test_gradients():
     tokens = normal(2, 1, 7, 2, seed=0).requires_grad_()
     mask = torch.tensor([[False, True, False, False, False, True, True], [False] * 7])
     assert gradcheck(AvgPoolLandmarks(3), tokens)
@@ -106,46 +105,9 @@ def test_average_pool_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_average_pool_adds_in_float32(dtype):
+def test_adds_in_float32(dtype):
     tokens = torch.full((1, 1, 5000, 1), 3.0, dtype=dtype)
     torch.testing.assert_close(AvgPoolLandmarks(1)(tokens).item(), 3.0)
-
-
-@pytest.mark.parametrize(
-    ("stride", "grid", "count"),
-    [(8, (56, 56), 49), ((2,), (9,), 5), ((2, 3), (5, 6), 6), ((2, 2, 2), (3, 4, 5), 12)],
-)
-def test_convolution_counts(stride, grid, count):
-    n = torch.Size(grid).numel()
-    landmarks = ConvLandmarks(4, stride)(torch.randn(2, 3, n, 4), grid)
-    assert landmarks.shape == (2, 3, count, 4)
-
-
-def test_convolution_treats_a_remainder_as_asked():
-    tokens = torch.randn(1, 1, 35, 4)
-    pad = ConvLandmarks(4, 3)
-    crop, error = ConvLandmarks(4, 3, remainder="crop"), ConvLandmarks(4, 3, remainder="error")
-    crop.load_state_dict(pad.state_dict())
-    assert pad(tokens, (5, 7)).shape[2] == 6
-    assert crop(tokens, (5, 7)).shape[2] == 2
-    padded = torch.nn.functional.pad(tokens.view(1, 1, 5, 7, 4), (0, 0, 0, 2, 0, 1))
-    torch.testing.assert_close(pad(tokens, (5, 7)), crop(padded.flatten(2, 3), (6, 9)))
-    with pytest.raises(ValueError, match=r"stride=\(3, 3\) does not divide the grid \(5, 7\)"):
-        error(tokens, (5, 7))
-
-
-@given(data=st.data(), n=st.integers(1, 12), seed=seeds)
-def test_convolution_does_not_read_padding(data, n, seed):
-    tokens = normal(2, 1, n, 3, seed=seed)
-    mask = data.draw(padding_masks(2, n))
-    sampler = ConvLandmarks(3, (2,), dtype=torch.float64)
-    nan = tokens.masked_fill(mask[:, None, :, None], float("nan"))
-    landmarks = sampler(nan, (n,), mask)
-    zero = tokens.masked_fill(mask[:, None, :, None], 0)
-    torch.testing.assert_close(landmarks, sampler(zero, (n,)), rtol=0, atol=0)
-    padding = sampler.landmark_padding_mask((n,), mask)
-    for i in range(padding.shape[1]):
-        torch.testing.assert_close(padding[:, i], mask[:, 2 * i : 2 * i + 2].all(1))
 
 
 @pytest.mark.parametrize(
@@ -154,10 +116,6 @@ def test_convolution_does_not_read_padding(data, n, seed):
         (lambda: AvgPoolLandmarks(0), "positive int"),
         (lambda: AvgPoolLandmarks((3, 0)), "positive int"),
         (lambda: AvgPoolLandmarks((3, 3))(torch.randn(1, 1, 4, 2)), "has 2 dimensions"),
-        (lambda: ConvLandmarks(4, 0), "stride must be"),
-        (lambda: ConvLandmarks(4, (1, 1, 1, 1)), "stride must be"),
-        (lambda: ConvLandmarks(4, 2, remainder="wrap"), "remainder must be one of"),
-        (lambda: ConvLandmarks(4, 2)(torch.randn(1, 1, 4, 4)), "grids of 2 dimensions"),
         (lambda: AvgPoolLandmarks(4)(torch.randn(1, 4, 2)), r"\(batch, heads, tokens, d\)"),
         (lambda: AvgPoolLandmarks(4)(torch.randn(1, 1, 4, 2), (3, 2)), "holds 6 tokens, got 4"),
         (lambda: AvgPoolLandmarks(4)(torch.randn(1, 1, 4, 2), (1, 1, 2, 2)), "one, two or three"),
@@ -172,7 +130,6 @@ def test_any_kind_of_int_is_a_count():
     assert AvgPoolLandmarks(np.int64(49)).bins((56, 56)) == (7, 7)
 
 
-def test_reprs():
+def test_repr():
     assert repr(AvgPoolLandmarks((7, 5))) == "AvgPoolLandmarks(num_landmarks=(7, 5))"
-    assert "remainder='pad'" in repr(ConvLandmarks(4, 2))
-    assert softattn.AvgPoolLandmarks().num_landmarks == 49
+    assert AvgPoolLandmarks().num_landmarks == 49

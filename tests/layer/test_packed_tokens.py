@@ -1,91 +1,23 @@
-"""Sequences of different lengths without padding: each answers what it would alone."""
+"""Packed sequences of different lengths: each output is that of the sequence alone."""
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.memory import LargestTensor
+from support.packed import gradients, lengths_of_batches, offsets
 from support.strategies import NORMALIZATIONS, normal, seeds
 from torch.nested import nested_tensor_from_jagged
 
-import softattn
-from softattn import (
-    AvgPoolLandmarks,
-    ConvLandmarks,
-    SoftmaxFreeAttention,
-    softmax_free_attention_varlen,
-)
+from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
 
-EXACT = dict(rtol=1e-10, atol=1e-10)
-lengths_of_batches = st.lists(st.integers(0, 9), max_size=3)
-
-
-def offsets(lengths, dtype=torch.int64):
-    return torch.tensor([0, *torch.tensor(lengths, dtype=dtype).cumsum(0).tolist()], dtype=dtype)
+ROUNDING = dict(rtol=1e-10, atol=1e-10)
 
 
 def layer(sampler="average", **options) -> SoftmaxFreeAttention:
     torch.manual_seed(1)
     landmarks = AvgPoolLandmarks(4) if sampler == "average" else ConvLandmarks(3, (3,))
     return SoftmaxFreeAttention(6, 2, landmarks=landmarks, **options).double()
-
-
-def gradients(outputs, inputs, seed=9):
-    """The gradients of a random projection of the outputs, 0 where there is none."""
-    loss = sum((o * normal(*o.shape, seed=seed + i)).sum() for i, o in enumerate(outputs))
-    if not isinstance(loss, torch.Tensor):
-        return [torch.zeros_like(tensor) for tensor in inputs]
-    return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-
-
-@given(
-    lengths=lengths_of_batches,
-    key_lengths=st.none() | st.lists(st.integers(0, 9), min_size=3, max_size=3),
-    normalization=st.sampled_from(NORMALIZATIONS),
-    sampler=st.sampled_from(["average", "convolution"]),
-    dtype=st.sampled_from([torch.int32, torch.int64]),
-    seed=seeds,
-)
-@example([], None, "token", "average", torch.int64, 0)
-@example([0, 0], [0, 0, 0], "landmark", "average", torch.int64, 0)
-@example([7, 7, 7], None, "landmark", "convolution", torch.int32, 0)
-def test_operator_answers_as_each_sequence_alone(
-    lengths, key_lengths, normalization, sampler, dtype, seed
-):
-    crossed = key_lengths is not None
-    key_lengths = key_lengths[: len(lengths)] if crossed else lengths
-    query = normal(sum(lengths), 2, 3, seed=seed).requires_grad_()
-    key = normal(sum(key_lengths), 2, 3, seed=seed + 1).requires_grad_() if crossed else query
-    value = normal(sum(key_lengths), 2, 5, seed=seed + 2).requires_grad_()
-    options = {"normalization": normalization, "scale": 0.7}
-    sample = AvgPoolLandmarks(4) if sampler == "average" else ConvLandmarks(3, (3,)).double()
-    landmarks, padding = sample.forward_varlen(key, offsets(key_lengths, dtype))
-    answer = softmax_free_attention_varlen(
-        query,
-        key if crossed else None,
-        value,
-        landmarks,
-        offsets(lengths, dtype),
-        offsets(key_lengths, dtype) if crossed else None,
-        landmark_padding_mask=padding,
-        **options,
-    )
-
-    def alone(query, key, value):
-        query, key, value = (t.transpose(0, 1)[None] for t in (query, key, value))
-        return softattn.softmax_free_attention(
-            query, key if crossed else None, value, sample(key), **options
-        )[0].transpose(0, 1)
-
-    sequences = (query.split(lengths), key.split(key_lengths), value.split(key_lengths))
-    expected = torch.cat([value[:0], *map(alone, *sequences)])
-    assert landmarks.shape[:2] == (len(lengths), 2)
-    torch.testing.assert_close(answer, expected, **EXACT)
-    inputs = (query, key, value) if crossed else (query, value)
-    for actual, wanted in zip(
-        gradients([answer], inputs), gradients([expected], inputs), strict=True
-    ):
-        torch.testing.assert_close(actual, wanted, **EXACT)
 
 
 @given(
@@ -98,7 +30,7 @@ def test_operator_answers_as_each_sequence_alone(
 )
 @example([], None, 1, "token", "average", 0)
 @example([0, 3, 1], None, 0, "landmark", "average", 0)
-def test_layer_answers_as_each_sequence_alone(
+def test_output_is_that_of_each_sequence_alone(
     lengths, context_lengths, prefix, normalization, sampler, seed
 ):
     crossed = context_lengths is not None
@@ -126,17 +58,17 @@ def test_layer_answers_as_each_sequence_alone(
         nested_tensor_from_jagged(x, offsets(lengths)), num_prefix_tokens=prefix, **jagged
     )
     assert nested.layout == torch.jagged and torch.equal(nested.offsets(), offsets(lengths))
-    answer = attention(x, num_prefix_tokens=prefix, **packed)
-    torch.testing.assert_close(answer, expected, **EXACT)
-    torch.testing.assert_close(nested.values(), answer, rtol=0, atol=0)
+    output = attention(x, num_prefix_tokens=prefix, **packed)
+    torch.testing.assert_close(output, expected, **ROUNDING)
+    torch.testing.assert_close(nested.values(), output, rtol=0, atol=0)
     wanted = gradients([expected], leaves)
-    for actual in (gradients([answer], leaves), gradients([nested.values()], leaves)):
+    for actual in (gradients([output], leaves), gradients([nested.values()], leaves)):
         for one, other in zip(actual, wanted, strict=True):
-            torch.testing.assert_close(one, other, **EXACT)
+            torch.testing.assert_close(one, other, **ROUNDING)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_neighbours_change_not_a_bit(normalization):
+def test_neighbours_never_affect_a_sequence(normalization):
     attention = layer(normalization=normalization, value_conv=(3,)).float()
     lengths = [5, 0, 12, 1, 30]
     x = torch.randn(sum(lengths), 6)
@@ -145,16 +77,16 @@ def test_neighbours_change_not_a_bit(normalization):
 
     def third(tokens):
         tokens = tokens.clone().requires_grad_()
-        answer = attention(tokens, cu_seqlens=offsets(lengths))
-        (gradient,) = torch.autograd.grad(answer[5:17].square().sum(), tokens)
-        return answer[5:17], gradient[5:17]
+        output = attention(tokens, cu_seqlens=offsets(lengths))
+        (gradient,) = torch.autograd.grad(output[5:17].square().sum(), tokens)
+        return output[5:17], gradient[5:17]
 
     for before, after, again in zip(third(x), third(changed), third(x), strict=True):
         assert torch.equal(before, after)
         assert torch.equal(before, again)
 
 
-def test_answer_of_a_jagged_tensor_adds_to_it():
+def test_output_of_a_jagged_tensor_adds_to_it():
     x = nested_tensor_from_jagged(normal(9, 6, seed=0), offsets([4, 0, 5]))
     attention = layer(normalization="token")
     total = x + attention(x)
@@ -177,7 +109,7 @@ def test_jagged_tensor_with_holes():
     attention = layer(normalization="token")
     sequences = [padded[0, :2], padded[1, 1:2], padded[2, 2:]]
     expected = torch.cat([attention(each[None])[0] for each in sequences])
-    torch.testing.assert_close(attention(x).values(), expected, **EXACT)
+    torch.testing.assert_close(attention(x).values(), expected, **ROUNDING)
 
 
 def test_context_that_is_x_is_self_attention():
@@ -219,66 +151,45 @@ def test_compiles_but_not_whole():
     x, cu_seqlens = normal(9, 6, seed=0), offsets([4, 0, 5])
     compiled = torch.compile(attention, backend="eager")
     expected = attention(x, cu_seqlens=cu_seqlens)
-    torch.testing.assert_close(compiled(x, cu_seqlens=cu_seqlens), expected, **EXACT)
+    torch.testing.assert_close(compiled(x, cu_seqlens=cu_seqlens), expected, **ROUNDING)
     jagged = compiled(nested_tensor_from_jagged(x, cu_seqlens))
-    torch.testing.assert_close(jagged.values(), expected, **EXACT)
+    torch.testing.assert_close(jagged.values(), expected, **ROUNDING)
 
 
 def test_memory_is_that_of_the_tokens():
-    """No array is as large as the padded batch."""
-    lengths = [4096] + [8] * 63
-    x = torch.randn(sum(lengths), 6, requires_grad=True)
+    """Short sequences beside a long one do not make any array larger, as padding would."""
     attention = layer(normalization="token").float()
-    with LargestTensor() as largest:
-        attention(x, cu_seqlens=offsets(lengths)).sum().backward()
-    # Two heads of products with four landmarks, three values and two sums.
-    assert largest.elements <= 4096 * 18 < 64 * 4096
 
+    def largest_array(lengths):
+        x = torch.randn(sum(lengths), 6, requires_grad=True)
+        with LargestTensor() as largest:
+            attention(x, cu_seqlens=offsets(lengths)).sum().backward()
+        return largest.elements
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_triton_answers_as_eager(normalization, device):
-    lengths = [5, 0, 17]
-    query, value = torch.randn(2, 22, 1, 4, device=device).requires_grad_()
-    cu_seqlens = offsets(lengths)
-    landmarks, padding = AvgPoolLandmarks(6).forward_varlen(query, cu_seqlens)
-    results = []
-    for impl in ("triton", "eager"):
-        answer = softmax_free_attention_varlen(
-            query,
-            None,
-            value,
-            landmarks,
-            cu_seqlens,
-            normalization=normalization,
-            landmark_padding_mask=padding,
-            impl=impl,
-        )
-        weights = normal(*answer.shape, seed=3).to(answer)
-        results.append(
-            (answer, *torch.autograd.grad((answer * weights).sum(), (query, value, landmarks)))
-        )
-    for triton, eager in zip(*results, strict=True):
-        torch.testing.assert_close(
-            triton, eager, rtol=1e-4, atol=1e-4 * float(eager.detach().abs().max())
-        )
+    assert largest_array([4096] + [8] * 63) == largest_array([4096]) < 64 * 4096
 
 
 X = torch.randn(9, 6)
-CU = offsets([4, 5])
-JAGGED = nested_tensor_from_jagged(X, CU)
+OFFSETS = offsets([4, 5])
+JAGGED = nested_tensor_from_jagged(X, OFFSETS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
         ((X,), {"cu_seqlens": [0, 9]}, TypeError, "cu_seqlens must be an int32 or .* got list"),
-        ((X,), {"cu_seqlens": CU.float()}, TypeError, r"int32 or int64 tensor, got torch\.float32"),
-        ((X,), {"cu_seqlens": CU[None]}, ValueError, r"\(batch \+ 1,\), got shape \(1, 3\)"),
-        ((X,), {"cu_seqlens": CU[:0]}, ValueError, r"\(batch \+ 1,\), got shape \(0,\)"),
-        ((X,), {"cu_seqlens": CU.to("meta")}, ValueError, "on the CPU or on cpu .* got meta"),
-        ((X,), {"cu_seqlens": CU + 1}, ValueError, r"begin with 0, .* got \[1, 5, 10\]"),
-        ((X,), {"cu_seqlens": CU[1:]}, ValueError, r"begin with 0, .* got \[4, 9\]"),
-        ((X,), {"cu_seqlens": CU[:2]}, ValueError, r"number of tokens, 9; got \[0, 4\]"),
+        (
+            (X,),
+            {"cu_seqlens": OFFSETS.float()},
+            TypeError,
+            r"int32 or int64 tensor, got torch\.float32",
+        ),
+        ((X,), {"cu_seqlens": OFFSETS[None]}, ValueError, r"\(batch \+ 1,\), got shape \(1, 3\)"),
+        ((X,), {"cu_seqlens": OFFSETS[:0]}, ValueError, r"\(batch \+ 1,\), got shape \(0,\)"),
+        ((X,), {"cu_seqlens": OFFSETS.to("meta")}, ValueError, "on the CPU or on cpu .* got meta"),
+        ((X,), {"cu_seqlens": OFFSETS + 1}, ValueError, r"begin with 0, .* got \[1, 5, 10\]"),
+        ((X,), {"cu_seqlens": OFFSETS[1:]}, ValueError, r"begin with 0, .* got \[4, 9\]"),
+        ((X,), {"cu_seqlens": OFFSETS[:2]}, ValueError, r"number of tokens, 9; got \[0, 4\]"),
         (
             (X,),
             {"cu_seqlens": torch.tensor([0, 7, 4, 9])},
@@ -287,12 +198,12 @@ JAGGED = nested_tensor_from_jagged(X, CU)
         ),
         (
             (X[None],),
-            {"cu_seqlens": CU},
+            {"cu_seqlens": OFFSETS},
             ValueError,
             r"packed as \(total, 6\) .* \(1, 9, 6\) with ",
         ),
-        ((X[:, :5],), {"cu_seqlens": CU}, ValueError, r"got shape \(9, 5\) with cu_seqlens"),
-        ((JAGGED,), {"cu_seqlens": CU}, ValueError, "x is nested and has its own offsets"),
+        ((X[:, :5],), {"cu_seqlens": OFFSETS}, ValueError, r"got shape \(9, 5\) with cu_seqlens"),
+        ((JAGGED,), {"cu_seqlens": OFFSETS}, ValueError, "x is nested and has its own offsets"),
         ((JAGGED.transpose(1, 2),), {}, ValueError, r"nested as \(batch, jagged tokens, 6\)"),
         ((JAGGED.double(),), {}, TypeError, r"x is torch\.float64 and the layer torch\.float32"),
         (
@@ -312,7 +223,12 @@ JAGGED = nested_tensor_from_jagged(X, CU)
             ValueError,
             r"x must be a jagged .* \(1, 9, 6\) without cu_seqlens",
         ),
-        ((X,), {"context_cu_seqlens": CU}, ValueError, "context_cu_seqlens says .* give context"),
+        (
+            (X,),
+            {"context_cu_seqlens": OFFSETS},
+            ValueError,
+            "context_cu_seqlens says .* give context",
+        ),
         (
             (JAGGED, nested_tensor_from_jagged(X, offsets([9]))),
             {},
@@ -321,7 +237,7 @@ JAGGED = nested_tensor_from_jagged(X, CU)
         ),
     ],
 )
-def test_bad_calls_of_the_layer(arguments, options, error, message):
+def test_bad_calls(arguments, options, error, message):
     with pytest.raises(error, match=message):
         layer().float()(*arguments, **options)
 
@@ -339,33 +255,3 @@ def test_grids_of_two_dimensions_are_refused():
     attention = SoftmaxFreeAttention(6, 2, landmarks=AvgPoolLandmarks((2, 2)))
     with pytest.raises(ValueError, match="has 2 dimensions"):
         attention(JAGGED)
-
-
-TOKENS = torch.randn(9, 2, 4)
-LANDMARKS = torch.randn(2, 2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"query": TOKENS[None]}, ValueError, r"query must be \(total_q, .*got \(1, 9, 2, 4\)"),
-        ({"value": TOKENS[:8]}, ValueError, r"\(8, 2, 4\) and \(2, 2, 3, 4\)"),
-        ({"landmarks": LANDMARKS[:, :1]}, ValueError, r"and \(2, 1, 3, 4\)"),
-        ({"landmarks": LANDMARKS[:1]}, ValueError, "of one batch, got 2, 2 and 1 sequences"),
-        ({"landmarks": LANDMARKS.double()}, TypeError, r"one dtype, .*landmarks torch\.float64"),
-        ({"key": TOKENS.clone()}, ValueError, r"got key of its own and cu_seqlens_k=None"),
-        ({"cu_seqlens_k": CU}, ValueError, "got no key of its own and"),
-        ({"normalization": "rows"}, ValueError, "normalization must be one of"),
-        (
-            {"landmark_padding_mask": torch.zeros(2, 4, dtype=torch.bool)},
-            ValueError,
-            r"= \(2, 3\), got shape \(2, 4\)",
-        ),
-    ],
-)
-def test_bad_calls_of_the_operator(changed, error, message):
-    arguments = (
-        dict(query=TOKENS, key=None, value=TOKENS, landmarks=LANDMARKS, cu_seqlens_q=CU) | changed
-    )
-    with pytest.raises(error, match=message):
-        softmax_free_attention_varlen(**arguments)

@@ -22,10 +22,10 @@ def counted():
 def assert_same_with_gradients(compiled, layer, *inputs, **options):
     results = []
     for module in (compiled, layer):
-        answer = module(*inputs, **options)
+        output = module(*inputs, **options)
         leaves = [x for x in inputs if x.requires_grad]
-        gradients = torch.autograd.grad(answer.square().sum(), (*leaves, *layer.parameters()))
-        results.append((answer, *gradients))
+        gradients = torch.autograd.grad(output.square().sum(), (*leaves, *layer.parameters()))
+        results.append((output, *gradients))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
@@ -127,3 +127,24 @@ def test_opcheck(with_form, with_shift):
     torch.library.opcheck(operators.gaussian_product_gradient.default, (*operands, *grads, 0.5))
     padding = torch.zeros(2, 4, dtype=torch.bool)
     torch.library.opcheck(operators.nearest_key_shift.default, (query, key, padding, 0.5))
+
+
+# What Inductor imports is deprecated in places.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")
+@pytest.mark.parametrize("normalization", ["none", "landmark", "token"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_compiles_whole(normalization, padded):
+    torch.compiler.reset()  # Dynamo takes no more than a few variants of one function
+    layer = SoftmaxFreeAttention(16, 2, normalization=normalization, dtype=torch.float64)
+    x = torch.randn(2, 4, 5, 16, dtype=torch.float64, requires_grad=True)
+    padding = torch.zeros(2, 4, 5, dtype=torch.bool)
+    padding[0, 2:] = True
+    options = {"key_padding_mask": padding} if padded else {}
+    results = []
+    for module in (layer, torch.compile(layer, fullgraph=True)):
+        output = module(x, **options)
+        gradients = torch.autograd.grad(output.square().sum(), (x, *layer.parameters()))
+        results.append((output, *gradients))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)

@@ -61,8 +61,8 @@ def assert_is_the_pinv_at_its_cut(a: torch.Tensor) -> None:
     ranks = ranks_allowed(a, singular)
     least = min(excess(inverse.double() * unit, u, singular, vh, rank, cut, eps) for rank in ranks)
     # One that is neither kept nor dropped is missed by f / σ and adds f (1 − f) / σ to V A V − V.
-    told = 2 * info.residual if len(ranks) > 1 else 0
-    assert least <= told, f"relative error {least} more than allowed, at ranks {ranks}"
+    reported = 2 * info.residual if len(ranks) > 1 else 0
+    assert least <= reported, f"relative error {least} more than allowed, at ranks {ranks}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
