@@ -1,35 +1,21 @@
-"""Attention through landmarks in two passes over the tokens, forward and backward.
+"""Attention through landmarks: the operator, its gradients and its form for compilers.
 
-P = k(X, L) is computed tile by tile. The first pass keeps tiles for the second one up to a fixed
-budget; the others are computed again. With R = [M S, |z|], z the last column of M S:
-
-    forward    1. S = P_kᵀ [wV, w]
-               2. [N, D, T] = P_q R + c [wV, w, w],   O = N / max(D, FLOOR · T)
-    backward   1. dR = P_qᵀ [dN, dD, dT],   dM = −P_qᵀ diag(dc) P_q
-               2. dP = [dN, dD, dT] Rᵀ − dc P (M + Mᵀ) + [wV, w] dSᵀ,   E = −s P ∘ dP,
-                  dX = rowsum(E) X − E L,   dL = colsum(E) L − Eᵀ X,   d[wV, w] = c [dN, dD] + P dS
-
-Here c = 1 − P_i M P_iᵀ in self-attention, and 0 in cross-attention, where each row of P_q is
-divided by its largest entry. Without a quotient, O = N = P_q M S and S = P_kᵀ V.
+``torch.compile`` calls each direction as one operator.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from softattn.common.centering import median_token
 from softattn.common.compiler import apply, is_compiled
 from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import compute_dtype, without_autocast
 from softattn.common.products import matmul
-from softattn.common.quotient import FLOOR, floored, restored_diagonal, underflow
+from softattn.common.quotient import floored, restored_diagonal
+from softattn.eager.passes import Passes
 from softattn.eager.product import gaussian_product, nearest_key_shift
-from softattn.eager.tiles import token_slices
-
-# Bytes of the tiles of P that the first pass keeps for the second one.
-_KEPT_BYTES = 2**26
 
 # The arguments that have a gradient come first: query, key, value, landmarks, middle and weights.
 _INPUTS = 6
@@ -92,307 +78,6 @@ class _LandmarkAttention(torch.autograd.Function):
         return *found, None, None, None
 
 
-class _Landmarks:
-    """The landmarks of a call, and tiles of P = k(X, L) from the three products of a distance.
-
-    The kernel does not change when all tokens move, but its exponents lose fewer digits near the
-    origin: the median of some landmarks, which outliers do not move, is taken off both sides.
-    """
-
-    def __init__(self, landmarks: Tensor, scale: float, dtype: torch.dtype) -> None:
-        self.half = scale / 2
-        self.dtype = dtype
-        self.center = median_token(landmarks).to(dtype)
-        self.points = landmarks.to(dtype) - self.center
-        self.scaled = (scale * self.points).mT
-        self.half_norms = self.half * self.points.square().sum(-1).unsqueeze(-2)
-
-    def centred(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., t, d) near the origin, in the dtype of the arithmetic."""
-        return tokens.to(self.dtype) - self.center
-
-    def kernel(self, centred: Tensor, *, shifted: bool) -> Tensor:
-        """P, (..., t, m); ``shifted``: with each row divided by its largest entry."""
-        exponent = matmul(centred, self.scaled)
-        exponent.sub_(self.half_norms)
-        if shifted and exponent.shape[-1]:
-            # What a row has in common, its own norm, drops out.
-            return exponent.sub_(exponent.amax(-1, keepdim=True)).exp_()
-        exponent.sub_(self.half * centred.square().sum(-1, keepdim=True))
-        return exponent.clamp_max_(0).exp_()
-
-
-class _Cotangents(NamedTuple):
-    """What the first backward pass leaves for the second one, for a tile of queries.
-
-    rows: [dN, dD, dT], or dO without a quotient.
-    own: c [dN, dD + dT], the diagonal's share of d[wV, w], or None.
-    diagonal: dc, or None.
-    """
-
-    rows: Tensor
-    own: Tensor | None = None
-    diagonal: Tensor | None = None
-
-
-class _Passes:
-    """The passes over the tokens of one call."""
-
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor,
-        landmarks: Tensor,
-        middle: Tensor,
-        weights: Tensor | None,
-        padding: Tensor | None,
-        scale: float,
-        quotient: bool,
-    ) -> None:
-        dtype = compute_dtype(query, value, landmarks, middle)
-        self.query, self.value, self.weights = query, value, weights
-        self.key = query if key is None else key
-        self.is_self, self.quotient, self.scale = key is None, quotient, scale
-        self.padding = None if padding is None else padding[:, None, :, None]
-        self.landmarks = _Landmarks(landmarks, scale, dtype)
-        self.middle = middle.to(dtype)
-        columns = landmarks.shape[-2] + value.shape[-1] + 2
-        self.query_tiles = token_slices(query, columns)
-        self.key_tiles = token_slices(self.key, columns)
-        self._kept: dict[int | None, Tensor] = {}
-        self._room = _KEPT_BYTES
-
-    def sums(self) -> Tensor:
-        """S = P_kᵀ [wV, w], or P_kᵀ V without a quotient: (..., m, columns)."""
-        sums = _Sum()
-        for tile in self.key_tiles:
-            p = self._rows_of_queries(tile, keep=True) if self.is_self else self._rows_of_keys(tile)
-            sums.add(matmul(p.mT, self._columns(tile)))
-        return sums.total
-
-    def output(self, sums: Tensor) -> Tensor:
-        """O, (..., n_q, d_v), in the dtype of V."""
-        factors = self._factors(sums)
-        output = _Rows(self.query)
-        for tile in self.query_tiles:
-            p = self._rows_of_queries(tile)
-            products, approximated = self._products(p, factors)
-            rows = products
-            if self.quotient:
-                rows, sums_of_terms = products[..., :-2], products[..., -2:]
-                if approximated is not None:
-                    diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
-                    rows = torch.addcmul(rows, diagonal, values)
-                    sums_of_terms = torch.addcmul(sums_of_terms, diagonal, ones)
-                rows = rows / floored(sums_of_terms[..., :1], sums_of_terms[..., 1:])
-            output.put(tile, self._without_padded_queries(tile, rows.to(self.value.dtype)))
-        return output.total
-
-    def gradients(
-        self, grad: Tensor, output: Tensor, sums: Tensor, needed: Sequence[bool]
-    ) -> list[Tensor | None]:
-        """dQ, dK, dV, dL, dM and dw, None where it is not ``needed``."""
-        factors = self._factors(sums)
-        cotangents, of_factors, of_middle = self._first_backward_pass(grad, output, factors)
-        if self.quotient:
-            of_factors, of_absolute = of_factors[..., :-1], of_factors[..., -1:]
-            of_factors[..., -1:].add_(factors[..., -2:-1].sign() * of_absolute)
-        of_middle.add(matmul(of_factors, sums.mT))
-        of_sums = matmul(self.middle.mT, of_factors)
-
-        symmetric = self.middle + self.middle.mT
-        of_query = _Rows(self.query)
-        of_key, of_value, of_weights = _Rows(self.key), _Rows(self.key), _Rows(self.key)
-        of_landmarks = _Sum()
-        values_needed, tokens_needed = needed[2] or needed[5], any(needed[i] for i in (0, 1, 3))
-        for tile, cotangent in zip(self.query_tiles, cotangents, strict=True):
-            p = self._rows_of_queries(tile)
-            if self.is_self and values_needed:
-                of_values = matmul(p, of_sums)
-                self._put_value_gradients(tile, of_values, cotangent.own, of_value, of_weights)
-            if tokens_needed:
-                of_p = matmul(cotangent.rows, factors.mT)
-                if cotangent.diagonal is not None:
-                    of_p.sub_(cotangent.diagonal * matmul(p, symmetric))
-                if self.is_self:
-                    of_p.add_(matmul(self._columns(tile), of_sums.mT))
-                of_query.put(
-                    tile, self._token_gradients(self._queries(tile), p, of_p, of_landmarks)
-                )
-        for tile in [] if self.is_self else self.key_tiles:
-            p = self._rows_of_keys(tile)
-            if values_needed:
-                of_values = matmul(p, of_sums)
-                self._put_value_gradients(tile, of_values, None, of_value, of_weights)
-            if tokens_needed:
-                of_p = matmul(self._columns(tile), of_sums.mT)
-                of_key.put(tile, self._token_gradients(self._keys(tile), p, of_p, of_landmarks))
-        found: list[_Rows | _Sum] = [
-            of_query,
-            of_key,
-            of_value,
-            of_landmarks,
-            of_middle,
-            of_weights,
-        ]
-        return [each.total if need else None for each, need in zip(found, needed, strict=True)]
-
-    def _first_backward_pass(
-        self, grad: Tensor, output: Tensor, factors: Tensor
-    ) -> tuple[list[_Cotangents], Tensor, "_Sum"]:
-        """The cotangents of each tile, dR, and the diagonal's share of dM."""
-        cotangents, of_factors, of_middle = [], _Sum(), _Sum()
-        for tile in self.query_tiles:
-            p = self._rows_of_queries(tile, keep=True)
-            of_rows = self._without_padded_queries(tile, grad[..., tile, :].to(p.dtype))
-            found = _Cotangents(of_rows)
-            if self.quotient:
-                found = self._quotient_gradient(tile, p, factors, of_rows, output[..., tile, :])
-            cotangents.append(found)
-            of_factors.add(matmul(p.mT, found.rows))
-            if found.diagonal is not None:
-                of_middle.add(matmul(p.mT, -found.diagonal * p))
-        return cotangents, of_factors.total, of_middle
-
-    def _quotient_gradient(
-        self, tile: slice, p: Tensor, factors: Tensor, of_output: Tensor, output: Tensor
-    ) -> _Cotangents:
-        """The gradient of [N, D, T] → N / max(D, FLOOR · T), and of the diagonal in them."""
-        products, approximated = self._products(p, factors[..., -2:])
-        if approximated is not None:
-            diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
-            products = torch.addcmul(products, diagonal, ones)
-        denominator, terms = products[..., :1], products[..., 1:]
-        of_numerator = of_output / floored(denominator, terms)
-        of_divisor = -(of_numerator * output).sum(-1, keepdim=True)
-        of_divisor = of_divisor.masked_fill(terms <= underflow(terms.dtype), 0)
-        at_floor = denominator < FLOOR * terms
-        of_denominator = of_divisor.masked_fill(at_floor, 0)
-        of_terms = FLOOR * of_divisor.masked_fill(~at_floor, 0)
-        rows = torch.cat([of_numerator, of_denominator, of_terms], -1)
-        if approximated is None:
-            return _Cotangents(rows)
-        of_ones = of_denominator + of_terms
-        of_diagonal = (of_numerator * values).sum(-1, keepdim=True) + of_ones * ones
-        clamped = (approximated < 0) | (approximated > 1)
-        own = diagonal * torch.cat([of_numerator, of_ones], -1)
-        return _Cotangents(rows, own, of_diagonal.masked_fill(clamped, 0))
-
-    def _products(self, p: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
-        """P_q times factors, and in self-attention with a quotient P_i M P_iᵀ."""
-        if not (self.is_self and self.quotient):
-            return matmul(p, factors), None
-        columns = factors.shape[-1]
-        products = matmul(p, torch.cat([factors, self.middle], -1))
-        return products[..., :columns], (products[..., columns:] * p).sum(-1, keepdim=True)
-
-    def _token_gradients(self, x: Tensor, p: Tensor, of_p: Tensor, of_landmarks: "_Sum") -> Tensor:
-        """The gradient in centred tokens, through their rows of P; adds to that in L."""
-        e = of_p.mul_(p).mul_(-self.scale)
-        points = self.landmarks.points
-        of_landmarks.add(e.sum(-2).unsqueeze(-1) * points - matmul(e.mT, x))
-        return e.sum(-1, keepdim=True) * x - matmul(e, points)
-
-    def _put_value_gradients(
-        self, tile: slice, of_values: Tensor, own: Tensor | None, value: "_Rows", weights: "_Rows"
-    ) -> None:
-        """Takes d[wV, w], or dV without a quotient, to V and w."""
-        if own is not None:
-            of_values = of_values + own
-        if not self.quotient:
-            value.put(tile, self._without_padded_keys(tile, of_values))
-            return
-        of_weighted, of_ones = of_values[..., :-1], of_values[..., -1:]
-        plain = self._without_padded_keys(tile, self.value[..., tile, :].to(of_values.dtype))
-        of_weights = (of_weighted * plain).sum(-1, keepdim=True) + of_ones
-        weights.put(tile, self._without_padded_keys(tile, of_weights))
-        if self.weights is not None:
-            of_weighted = of_weighted * self.weights[..., tile, :]
-        value.put(tile, self._without_padded_keys(tile, of_weighted))
-
-    def _factors(self, sums: Tensor) -> Tensor:
-        """R = [M S, |z|], or M S without a quotient."""
-        product = matmul(self.middle, sums)
-        return torch.cat([product, product[..., -1:].abs()], -1) if self.quotient else product
-
-    def _columns(self, tile: slice) -> Tensor:
-        """[wV, w], or V without a quotient, 0 for padding."""
-        values, ones = self._values(tile)
-        if not self.quotient:
-            return values
-        return torch.cat([values, ones.expand(*values.shape[:-1], 1)], -1)
-
-    def _values(self, tile: slice) -> tuple[Tensor, Tensor]:
-        """wV and w, 0 for padding; without a quotient w is 1."""
-        values = self.value[..., tile, :].to(self.middle.dtype)
-        ones = values.new_ones(values.shape[-2], 1)
-        if self.weights is not None:
-            ones = self.weights[..., tile, :]
-            values = values * ones
-        return self._without_padded_keys(tile, values), self._without_padded_keys(tile, ones)
-
-    def _keys(self, tile: slice) -> Tensor:
-        """The keys of a tile, centred, 0 for padding."""
-        return self._without_padded_keys(tile, self.landmarks.centred(self.key[..., tile, :]))
-
-    def _queries(self, tile: slice) -> Tensor:
-        """The queries of a tile, centred; in self-attention the keys."""
-        if self.is_self:
-            return self._keys(tile)
-        return self.landmarks.centred(self.query[..., tile, :])
-
-    def _rows_of_keys(self, tile: slice) -> Tensor:
-        """P_k of a tile."""
-        return self.landmarks.kernel(self._keys(tile), shifted=False)
-
-    def _rows_of_queries(self, tile: slice, *, keep: bool = False) -> Tensor:
-        """P_q of a tile, from an earlier pass where that kept it; ``keep`` it for a later one."""
-        if tile.start in self._kept:
-            return self._kept.pop(tile.start)
-        shifted = self.quotient and not self.is_self
-        p = self.landmarks.kernel(self._queries(tile), shifted=shifted)
-        size = p.numel() * p.element_size()
-        if keep and size <= self._room:
-            self._room -= size
-            self._kept[tile.start] = p
-        return p
-
-    def _without_padded_keys(self, tile: slice, tokens: Tensor) -> Tensor:
-        return tokens if self.padding is None else tokens.masked_fill(self.padding[..., tile, :], 0)
-
-    def _without_padded_queries(self, tile: slice, tokens: Tensor) -> Tensor:
-        return self._without_padded_keys(tile, tokens) if self.is_self else tokens
-
-
-class _Sum:
-    """A sum over tiles, in their order."""
-
-    total: Tensor
-
-    def add(self, term: Tensor) -> None:
-        """Adds a term, which may be changed in place."""
-        self.total = self.total.add_(term) if hasattr(self, "total") else term
-
-
-class _Rows:
-    """Rows of a result that come tile by tile."""
-
-    total: Tensor
-
-    def __init__(self, like: Tensor) -> None:
-        self.tokens = like.shape[-2]
-
-    def put(self, tile: slice, rows: Tensor) -> None:
-        """Puts the rows of a tile in their place."""
-        if rows.shape[-2] == self.tokens:
-            self.total = rows
-            return
-        if not hasattr(self, "total"):
-            self.total = rows.new_empty(*rows.shape[:-2], self.tokens, rows.shape[-1])
-        self.total[..., tile, :] = rows
-
-
 # Operators return tensors only: an empty one means None.
 
 
@@ -407,7 +92,7 @@ def _forward(
     scale: float,
     quotient: bool,
 ) -> tuple[Tensor, Tensor]:
-    passes = _Passes(query, key, value, landmarks, middle, weights, padding, scale, quotient)
+    passes = Passes(query, key, value, landmarks, middle, weights, padding, scale, quotient)
     sums = passes.sums()
     return passes.output(sums), sums
 
@@ -444,7 +129,7 @@ def _gradients(
 ) -> list[Tensor]:
     inputs = (query, key, value, landmarks, middle, weights)
     with without_autocast(query.device):
-        passes = _Passes(*inputs, padding, scale, quotient)
+        passes = Passes(*inputs, padding, scale, quotient)
         computed = passes.gradients(grad, output, sums, needed)
     return [
         query.new_empty(0)
