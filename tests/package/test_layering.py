@@ -1,12 +1,13 @@
 """Imports point one way, and importing softattn costs little and no Triton."""
 
-import ast
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.imports import imports_of, private_imports_of
+from support.paths import ROOT
 
 import softattn
 
@@ -29,17 +30,6 @@ ALLOWED = {
     "plots": {"common", "factors"},
     "flops": {"eager", "triton"},
 }
-
-
-def imports_of(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return names
 
 
 def test_every_room_has_its_layer():
@@ -69,6 +59,15 @@ def test_kernels_import_nothing_else_of_softattn():
     for path in files:
         ours = {name for name in imports_of(path) if name.split(".")[0] == "softattn"}
         assert all(name.startswith("softattn.kernels") for name in ours)
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_benchmarks_and_examples_use_the_public_interface_only(folder):
+    paths = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py")]
+    assert paths
+    private = {str(path): private_imports_of(ROOT / path) for path in paths}
+    kernels = "benchmarks/kernels/"
+    assert {name for name in private if private[name] and not name.startswith(kernels)} == set()
 
 
 def in_fresh_process(code: str) -> str:
