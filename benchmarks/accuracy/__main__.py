@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         report.console.print("interrupted before the first error was measured; wrote nothing")
         return
     inputs = accuracy_panels(found["samplers"])
-    panels = {**inputs, "softmax": softmax_panel(found["softmax"])}
+    panels = {**inputs, **softmax_panel(found["softmax"])}
     report.finish(
         (
             sampler_table(found["samplers"]),

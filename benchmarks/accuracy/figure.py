@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.accuracy.comparisons import COMPARISONS, TO_SOFTMAX, Error
 from benchmarks.accuracy.samplers import SAMPLERS
-from benchmarks.common.figures import Panel, Panels, name_ticks, percent_ticks, style_of
+from benchmarks.common.figures import Panels, name_ticks, percent_ticks, style_of
 
 
 def accuracy_panels(errors: Sequence[Error]) -> Panels:
@@ -22,17 +22,17 @@ def accuracy_panels(errors: Sequence[Error]) -> Panels:
     }
 
 
-def softmax_panel(errors: Sequence[Error]) -> Panel:
+def softmax_panel(errors: Sequence[Error]) -> Panels:
     """Errors against softmax on the photograph over the range of log w, by comparison and sampler.
 
     Of the numbers of landmarks that were measured, the one nearest to 49 is drawn.
     """
-    return partial(_softmax_panel, errors)
-
-
-def _softmax_panel(errors: Sequence[Error], panel: Axes) -> None:
     drawn = [error for error in errors if error.input == "photograph"]
-    m = min((error.landmarks for error in drawn), key=lambda m: abs(m - 49), default=0)
+    return {"softmax": partial(_softmax_panel, drawn)} if drawn else {}
+
+
+def _softmax_panel(drawn: Sequence[Error], panel: Axes) -> None:
+    m = min((error.landmarks for error in drawn), key=lambda m: abs(m - 49))
     for place, (comparison, sampler) in enumerate(
         product(TO_SOFTMAX, ("k-means", "average pooling"))
     ):

@@ -1,4 +1,4 @@
-"""The figures of ``benchmarks.cross_attention``: norm of the output over the spread."""
+"""The figures of ``benchmarks.cross_attention``: norm over the exact output's, by spread."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from benchmarks.common.figures import Panels, percent_ticks, style_of
 from benchmarks.cross_attention.measurements import METHODS, Outcome
 
-# Their norms are relative to the output of the exact attention that each approximates.
 _DRAWN = ("token", "fixed floor", "softmax")
 
 
@@ -31,7 +30,7 @@ def _panel(source: str, outcomes: list[Outcome], limit: float, panel: Axes) -> N
         points = [(o.case.key_spread, o.norm) for o in outcomes if o.method == method]
         label = METHODS[method].title
         panel.plot(*zip(*points, strict=True), label=label, **style_of(place))
-    panel.set_title(f"norm over the exact one, {source}")
+    panel.set_title(f"norm, {source}")
     panel.set(xlabel="spread of the tokens", ylim=(-0.03 * limit, limit))
     percent_ticks(panel)
     panel.legend(loc="best")
