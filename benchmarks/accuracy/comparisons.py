@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import normalize
+from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.accuracy.samplers import SAMPLERS
 from benchmarks.common.arguments import DTYPES
@@ -15,7 +16,7 @@ from benchmarks.common.token_maps import (
     relative_error,
     sampled_rows,
 )
-from softattn import softmax_free_attention
+from softattn import softmax_free_attention, softmax_log_weight_range
 
 
 @dataclass(frozen=True)
@@ -23,29 +24,34 @@ class Comparison:
     """An approximation, and the exact attention that it is measured against.
 
     normalization: of the approximation.
-    row_sums: whether the exact attention is divided by its row sums.
-    one_norm: whether tokens are brought to one norm. Exact Gaussian attention divided by its row
-        sums is then softmax attention.
+    exact: "gaussian", "row-normalised" (Gaussian, divided by its row sums) or "softmax".
+    one_norm: whether tokens are brought to one norm. Row-normalised Gaussian attention is then
+        softmax attention.
     best_scale: whether the output is first multiplied by the number that makes the error least.
     """
 
     title: str
     normalization: str
-    row_sums: bool = False
+    exact: str
     one_norm: bool = False
     best_scale: bool = False
 
 
 COMPARISONS = {
-    "token": Comparison('"token" to row-normalised Gaussian', "token", row_sums=True),
-    "softmax": Comparison(
-        '"token" to softmax, tokens of one norm', "token", row_sums=True, one_norm=True
+    "token": Comparison('"token" to row-normalised Gaussian', "token", "row-normalised"),
+    "token, one norm": Comparison(
+        '"token" to softmax, tokens of one norm', "token", "row-normalised", one_norm=True
     ),
-    "none": Comparison('"none" to exact Gaussian', "none"),
+    "none": Comparison('"none" to exact Gaussian', "none", "gaussian"),
     "landmark": Comparison(
-        '"landmark", best scale, to exact Gaussian', "landmark", best_scale=True
+        '"landmark", best scale, to exact Gaussian', "landmark", "gaussian", best_scale=True
     ),
+    "softmax to softmax": Comparison('"softmax" to softmax', "softmax", "softmax"),
+    "token to softmax": Comparison('"token" to softmax', "token", "softmax"),
 }
+
+# Those whose exact attention is softmax attention, with norms as they come.
+TO_SOFTMAX = ("softmax to softmax", "token to softmax")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Error:
-    """The relative error of one approximation, in the Frobenius norm."""
+    """The relative error of one approximation, in the Frobenius norm.
+
+    log_weight_range: the range over the tokens of the log weights of "softmax".
+    """
 
     input: str
     side: int
@@ -77,6 +86,7 @@ class Error:
     sampler: str
     landmarks: int
     error: float
+    log_weight_range: float
 
 
 @dataclass(frozen=True)
@@ -99,13 +109,12 @@ def errors_of(setting: Setting, numbers: list[int], measurement: Measurement) ->
         setting.input, grid, heads=1, head_dim=measurement.head_dim, generator=generator
     )
     if comparison.one_norm:
-        query = math.sqrt(measurement.head_dim) * normalize(query, dim=-1)
+        query = math.sqrt(measurement.head_dim) * F.normalize(query, dim=-1)
     query = setting.sharpness * query
     rows = sampled_rows(query.shape[2], measurement.rows, generator)
     device, dtype = measurement.device, DTYPES[measurement.dtype]
-    truth = exact_rows(
-        query.to(device), value.to(device), rows.to(device), normalize=comparison.row_sums
-    )
+    truth = _exact_rows(query.to(device), value.to(device), rows.to(device), comparison.exact)
+    log_weight_range = float(softmax_log_weight_range(query))
     for sampler in setting.samplers:
         for m in numbers:
             landmarks = SAMPLERS[sampler](query, setting.side, m, measurement.seed)
@@ -115,4 +124,12 @@ def errors_of(setting: Setting, numbers: list[int], measurement: Measurement) ->
             if comparison.best_scale:
                 output = output * (output * truth).sum() / output.square().sum()
             place = (setting.input, setting.side, setting.comparison, setting.sharpness)
-            yield Error(*place, sampler, m, relative_error(output, truth))
+            yield Error(
+                *place, sampler, m, relative_error(output, truth), log_weight_range=log_weight_range
+            )
+
+
+def _exact_rows(query: Tensor, value: Tensor, rows: Tensor, exact: str) -> Tensor:
+    if exact == "softmax":
+        return F.scaled_dot_product_attention(query[:, :, rows], query, value)
+    return exact_rows(query, value, rows, normalize=exact == "row-normalised")

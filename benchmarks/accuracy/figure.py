@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.accuracy.comparisons import Error
+from benchmarks.accuracy.comparisons import COMPARISONS, TO_SOFTMAX, Error
 from benchmarks.accuracy.samplers import SAMPLERS
 from benchmarks.common.figures import Panels, name_ticks, percent_ticks, style_of
 
@@ -19,6 +20,38 @@ def accuracy_panels(errors: Sequence[Error]) -> Panels:
         name: partial(_panel, name, [e for e in errors if e.input == name], limits)
         for name in inputs
     }
+
+
+def softmax_panel(errors: Sequence[Error]) -> Panels:
+    """Errors against softmax on the photograph over the range of log w, by comparison and sampler.
+
+    Of the numbers of landmarks that were measured, the one nearest to 49 is drawn.
+    """
+    drawn = [error for error in errors if error.input == "photograph"]
+    return {"softmax": partial(_softmax_panel, drawn)} if drawn else {}
+
+
+def _softmax_panel(drawn: Sequence[Error], panel: Axes) -> None:
+    m = min((error.landmarks for error in drawn), key=lambda m: abs(m - 49))
+    for place, (comparison, sampler) in enumerate(
+        product(TO_SOFTMAX, ("k-means", "average pooling"))
+    ):
+        points = sorted(
+            (e.log_weight_range, e.error)
+            for e in drawn
+            if (e.comparison, e.sampler, e.landmarks) == (comparison, sampler, m)
+        )
+        if points:
+            label = f"{COMPARISONS[comparison].title}, {sampler}"
+            panel.plot(*zip(*points, strict=True), label=label, **style_of(place))
+    panel.axvline(8, color="white", linewidth=1, linestyle="--")
+    panel.set_title(f"error, photograph, {m} landmarks")
+    panel.set(xscale="log", yscale="log", xlabel="range of log w")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    percent_ticks(panel)
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    name_ticks(panel, [float(f"{r:.2g}") for r in sorted({e.log_weight_range for e in drawn})])
+    panel.legend(loc="best")
 
 
 def _panel(name: str, errors: list[Error], limits: tuple[float, float], panel: Axes) -> None:

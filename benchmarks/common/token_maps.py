@@ -1,7 +1,7 @@
-"""Maps of tokens to measure on: a smooth photograph, a texture, and independent random tokens.
+"""Maps of tokens to measure on: smooth photographs, a texture, and independent random tokens.
 
-As in a layer at initialisation, queries (which are the keys too) and values are random linear maps
-of the tokens, one for each head, with a mean variance of 1.
+As in a layer at initialisation, queries and values are random linear maps of the tokens, one for
+each head, with a mean variance of 1. In self-attention the keys are the queries.
 """
 
 import math
@@ -18,11 +18,11 @@ _ROWS_AT_ONCE = 64
 Grid = tuple[int, int]
 
 
-def photograph(grid: Grid) -> Tensor:
+def photograph(grid: Grid, file: str = "china.jpg") -> Tensor:
     """A photograph that scikit-learn ships, [height, width, 3], colours in [0, 1]."""
     from sklearn.datasets import load_sample_image
 
-    image = torch.from_numpy(load_sample_image("china.jpg").copy()).double() / 255
+    image = torch.from_numpy(load_sample_image(file).copy()).double() / 255
     resized = F.interpolate(image.permute(2, 0, 1)[None], size=grid, mode="area")
     return resized[0].permute(1, 2, 0)
 
@@ -58,10 +58,27 @@ def queries_and_values(
     options = {"dtype": torch.float64, "generator": generator}
     if name == "normal":
         return torch.randn(shape, **options), torch.randn(shape, **options)  # type: ignore[call-overload]
-    tokens = _pixel_tokens(PICTURES[name](grid), head_dim)
+    tokens = pixel_tokens(PICTURES[name](grid), head_dim)
     weights = torch.randn(2, heads, tokens.shape[-1], head_dim, **options)  # type: ignore[call-overload]
     query, value = (tokens @ weights)[:, None]
     return query / query.var(2).mean().sqrt(), value / value.var(2).mean().sqrt()
+
+
+def pixel_tokens(image: Tensor, least_features: int) -> Tensor:
+    """[n, features]: each pixel's neighbourhood of k × k colours, its row and its column.
+
+    All features are standardised; there are at least ``least_features`` of colour.
+    """
+    height, width, colours = image.shape
+    k = math.ceil(math.sqrt(least_features / colours))
+    k += 1 - k % 2
+    margin = (k // 2,) * 4
+    mode = "reflect" if min(height, width) > k // 2 else "replicate"
+    padded = F.pad(image.permute(2, 0, 1)[None], margin, mode=mode)
+    neighbourhoods = F.unfold(padded, k)[0].T
+    places = torch.cartesian_prod(*(torch.linspace(-1, 1, n).double() for n in (height, width)))
+    tokens = torch.cat([neighbourhoods, places], -1)
+    return (tokens - tokens.mean(0)) / tokens.std(0).clamp_min(torch.finfo(tokens.dtype).eps)
 
 
 def grid_of(tokens: int) -> Grid:
@@ -92,17 +109,3 @@ def relative_error(output: Tensor, truth: Tensor) -> float:
 def sampled_rows(tokens: int, number: int, generator: torch.Generator) -> Tensor:
     """The indices of up to ``number`` tokens, drawn without replacement."""
     return torch.randperm(tokens, generator=generator)[:number]
-
-
-def _pixel_tokens(image: Tensor, least_features: int) -> Tensor:
-    """[n, features]: each pixel's neighbourhood of k × k colours, its row and its column."""
-    height, width, colours = image.shape
-    k = math.ceil(math.sqrt(least_features / colours))
-    k += 1 - k % 2
-    margin = (k // 2,) * 4
-    mode = "reflect" if min(height, width) > k // 2 else "replicate"
-    padded = F.pad(image.permute(2, 0, 1)[None], margin, mode=mode)
-    neighbourhoods = F.unfold(padded, k)[0].T
-    places = torch.cartesian_prod(*(torch.linspace(-1, 1, n).double() for n in (height, width)))
-    tokens = torch.cat([neighbourhoods, places], -1)
-    return (tokens - tokens.mean(0)) / tokens.std(0).clamp_min(torch.finfo(tokens.dtype).eps)

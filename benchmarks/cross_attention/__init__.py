@@ -1,0 +1,1 @@
+"""Error, norm and size of the outputs of cross-attention, by spread of the tokens."""
