@@ -39,7 +39,7 @@ HALF: Table = {
         256: ((32, 32, 8, 2),),
     },
     "landmarks_to_tokens_diagonal": {
-        64: ((64, 64, 4, 3), (32, 64, 4, 1)),
+        64: ((64, 64, 4, 3), (32, 32, 4, 1)),
         128: ((32, 64, 4, 2), (16, 32, 8, 1)),
         256: ((32, 32, 8, 2),),
     },
@@ -60,7 +60,7 @@ HALF: Table = {
     },
     "token_gradient_diagonal": {
         64: ((16, 64, 4, 1), (16, 32, 4, 1)),
-        128: ((16, 16, 4, 1), (16, 32, 4, 1)),
+        128: ((16, 16, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
     "gaussian_kernel": {256: ((32, 32, 4, 1),)},
@@ -82,7 +82,7 @@ FLOAT32: Table = {
         256: ((16, 16, 8, 1),),
     },
     "landmarks_to_tokens_diagonal": {
-        64: ((32, 32, 4, 2), (16, 32, 8, 1)),
+        64: ((32, 32, 4, 2), (16, 16, 8, 1)),
         128: ((16, 32, 4, 1), (16, 16, 8, 1)),
         256: ((16, 16, 8, 1),),
     },
@@ -108,11 +108,17 @@ FLOAT32: Table = {
 }
 # Compute capability 9, whose groups of four warps take factors from shared memory as it stands.
 HALF_ON_WARP_GROUPS: Table = {
-    "token_gradient": {64: ((32, 64, 4, 3), (32, 64, 4, 1))},
+    "token_gradient": {64: ((32, 64, 4, 2), (32, 64, 4, 1))},
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},
 }
+# Compute capability 10, whose matrix units keep their sums in a memory of their own.
+HALF_ON_TENSOR_MEMORY: Table = {
+    "token_gradient": {64: ((32, 64, 8, 1), (32, 64, 4, 1))},
+}
+_HALF_BY_GENERATION = {9: HALF_ON_WARP_GROUPS, 10: HALF_ON_TENSOR_MEMORY}
+_FLOAT32_BY_GENERATION = {9: FLOAT32_ON_WARP_GROUPS}
 
 
 def choose(
@@ -128,12 +134,10 @@ def choose(
         dtype: of the tokens.
         device: where it runs.
     """
-    table, on_warp_groups = HALF, HALF_ON_WARP_GROUPS
+    table, by_generation = HALF, _HALF_BY_GENERATION
     if dtype == torch.float32:
-        table, on_warp_groups = FLOAT32, FLOAT32_ON_WARP_GROUPS
-    widths = table[kernel]
-    if device.generation == 9:
-        widths = widths | on_warp_groups.get(kernel, {})
+        table, by_generation = FLOAT32, _FLOAT32_BY_GENERATION
+    widths = table[kernel] | by_generation.get(device.generation, {}).get(kernel, {})
     features = max(d, d_v)
     first, *more = widths[min(width for width in widths if features <= width)]
     tokens, landmarks, warps, stages = first

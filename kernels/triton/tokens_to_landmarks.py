@@ -98,6 +98,7 @@ def _tokens_to_landmarks(
         l_padding_ptr += batch * m
     if shift_ptr is not None:
         shift_ptr += pair * n
+    partial_ptr += unit * m * (D_V + ONES)
 
     block = tl.program_id(1).to(tl.int64) * BLOCK_M
     landmark = tl.arange(0, BLOCK_M)
@@ -125,7 +126,7 @@ def _tokens_to_landmarks(
         sums += dot(p_first, p_rest, v, v, PIECES, 1, PRECISION)
         if ONES:
             ones += tl.sum(tl.where(valid[None, :], p, 0.0), 1)
-    partial_ptr += (unit * m + block) * (D_V + ONES)
+    partial_ptr += block * (D_V + ONES)
     sums = tl.where(real[:, None], sums, 0.0)
     store_rows(partial_ptr, 0, landmark, D_V + ONES, sums, inside, D_V, BLOCK_V)
     if ONES:

@@ -51,6 +51,7 @@ TABLES = (
     (configurations.FLOAT32, ("float32",), tuple(TARGETS)),
     (configurations.HALF_ON_WARP_GROUPS, ("bfloat16", "float16"), ("sm_90",)),
     (configurations.FLOAT32_ON_WARP_GROUPS, ("float32",), ("sm_90",)),
+    (configurations.HALF_ON_TENSOR_MEMORY, ("bfloat16", "float16"), ("sm_100",)),
 )
 
 
