@@ -29,6 +29,8 @@ def floored(denominator: Tensor, terms: Tensor) -> Tensor:
     """The denominator, at least ``FLOOR`` times the sum of its absolute terms.
 
     The approximated row sum can pass through 0 where queries, keys and landmarks are far apart.
+    Constant values then come back multiplied by at most 1 / ``FLOOR``; for other values that is
+    what is seen as a rule, not a bound.
     Where all terms underflow, it is 1: the numerator has underflowed too, and the output is 0.
     """
     return torch.where(terms > underflow(terms.dtype), torch.maximum(denominator, FLOOR * terms), 1)
