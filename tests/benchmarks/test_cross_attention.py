@@ -1,6 +1,7 @@
 """The benchmark of cross-attention."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -133,6 +134,14 @@ def test_softmax_without_landmarks_is_what_all_keys_as_landmarks_approach(spread
     is_softmax = (ours - exact).abs().max() < 1e-5
     assert is_softmax == (softmax_log_weight_range(*arguments[:2]) <= 8).all()
     assert is_softmax == (spread == 0.5)
+
+
+@pytest.mark.parametrize(("row_sum", "expected"), [(5e-4, 0.5), (2e-3, 1.0)])
+def test_the_fixed_floor_is_a_thousandth(row_sum, expected):
+    # One key, which is the landmark: the row sum is exp(−q² / 2) / 1.01.
+    key = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    query = torch.full_like(key, (-2 * math.log(1.01 * row_sum)) ** 0.5)
+    assert fixed_floor(query, key, key + 1, key).item() == pytest.approx(expected)
 
 
 def test_rows_at_the_floor_are_counted():
