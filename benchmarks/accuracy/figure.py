@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.accuracy.comparisons import COMPARISONS, TO_SOFTMAX, Error
 from benchmarks.accuracy.samplers import SAMPLERS
-from benchmarks.common.figures import Panels, name_ticks, percent_ticks, style_of
+from benchmarks.common.figures import Panels, legend_below, name_ticks, percent_ticks, style_of
 
 
 def accuracy_panels(errors: Sequence[Error]) -> Panels:
@@ -42,16 +42,16 @@ def _softmax_panel(drawn: Sequence[Error], panel: Axes) -> None:
             if (e.comparison, e.sampler, e.landmarks) == (comparison, sampler, m)
         )
         if points:
-            label = f"{COMPARISONS[comparison].title}, {sampler}"
+            label = f'"{COMPARISONS[comparison].normalization}", {sampler}'
             panel.plot(*zip(*points, strict=True), label=label, **style_of(place))
     panel.axvline(8, color="white", linewidth=1, linestyle="--")
-    panel.set_title(f"error, photograph, {m} landmarks")
+    panel.set_title(f"error to softmax, photograph, {m} landmarks")
     panel.set(xscale="log", yscale="log", xlabel="range of log w")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     percent_ticks(panel)
     panel.yaxis.set_minor_formatter(NullFormatter())
     name_ticks(panel, [float(f"{r:.2g}") for r in sorted({e.log_weight_range for e in drawn})])
-    panel.legend(loc="best")
+    legend_below(panel)
 
 
 def _panel(name: str, errors: list[Error], limits: tuple[float, float], panel: Axes) -> None:

@@ -37,6 +37,19 @@ def fixed_floor(query: Tensor, key: Tensor, value: Tensor, landmarks: Tensor) ->
     return products / products[..., -1:].clamp(min=1e-3)
 
 
+def scaled_range(query: Tensor, key: Tensor, value: Tensor, landmarks: Tensor) -> Tensor:
+    """The exact operator of ``"softmax"``, without landmarks.
+
+    It is softmax attention where log w has a range of at most 8. Logits are smaller by what scaling
+    a larger range down takes off log w.
+    """
+    squares = (key - key.mean(2, keepdim=True)).square().sum(-1)
+    log_weights = squares / (2 * key.shape[-1] ** 0.5)
+    largest_range = softmax_log_weight_range(query, key)[..., None].clamp(min=8)
+    excess = log_weights * (1 - 8 / largest_range)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=-excess[:, :, None])
+
+
 def _exact_gaussian(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return reference.gaussian_attention(query, key, value, normalize=True)
 
@@ -58,6 +71,9 @@ METHODS = {
     "token": Method('"token"', _token, _exact_gaussian),
     "fixed floor": Method('"token", fixed floor', fixed_floor, _exact_gaussian),
     "softmax": Method('"softmax"', _softmax, F.scaled_dot_product_attention),
+    "scaled range": Method(
+        '"softmax" without landmarks', scaled_range, F.scaled_dot_product_attention
+    ),
     "token to softmax": Method('"token", error to softmax', _token, F.scaled_dot_product_attention),
 }
 

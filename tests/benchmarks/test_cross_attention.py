@@ -1,15 +1,17 @@
 """The benchmark of cross-attention."""
 
 import json
+import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.cross_attention import __main__ as cross_attention
 from benchmarks.cross_attention.inputs import SOURCES, Case, inputs_of
-from benchmarks.cross_attention.measurements import METHODS, fixed_floor, outcomes_of
-from softattn import softmax_free_attention
+from benchmarks.cross_attention.measurements import METHODS, fixed_floor, outcomes_of, scaled_range
+from softattn import softmax_free_attention, softmax_log_weight_range
 
 SMALL = Case("photographs", queries=20, keys=48, query_spread=0.5, key_spread=0.5)
 
@@ -117,6 +119,29 @@ def test_the_fixed_floor_is_token_until_denominators_are_small():
     far = (inputs.query + 20, *arguments[1:])
     assert fixed_floor(*far).abs().max() < 1e-3
     assert softmax_free_attention(*far).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_softmax_without_landmarks_is_what_all_keys_as_landmarks_approach(spread):
+    case = replace(SMALL, source="independent", query_spread=spread, key_spread=spread)
+    inputs = inputs_of(case, head_dim=8, number=9, seed=0)
+    arguments = (inputs.query, inputs.key, inputs.values["linear"])
+    landmarks = torch.cat([inputs.key, inputs.query + inputs.key.mean(2, keepdim=True)], 2)
+    pinv = partial(torch.linalg.pinv, hermitian=True)
+    ours = softmax_free_attention(*arguments, landmarks, normalization="softmax", pinv=pinv)
+    torch.testing.assert_close(scaled_range(*arguments, landmarks), ours, rtol=1e-5, atol=1e-5)
+    exact = torch.nn.functional.scaled_dot_product_attention(*arguments)
+    is_softmax = (ours - exact).abs().max() < 1e-5
+    assert is_softmax == (softmax_log_weight_range(*arguments[:2]) <= 8).all()
+    assert is_softmax == (spread == 0.5)
+
+
+@pytest.mark.parametrize(("row_sum", "expected"), [(5e-4, 0.5), (2e-3, 1.0)])
+def test_the_fixed_floor_is_a_thousandth(row_sum, expected):
+    # One key, which is the landmark: the row sum is exp(−q² / 2) / 1.01.
+    key = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    query = torch.full_like(key, (-2 * math.log(1.01 * row_sum)) ** 0.5)
+    assert fixed_floor(query, key, key + 1, key).item() == pytest.approx(expected)
 
 
 def test_rows_at_the_floor_are_counted():
