@@ -57,6 +57,7 @@ def _landmark_attention_gradient(
     sums: Shape,
     denominator: Shape,
     diagonal: Shape,
+    row_shift: Shape,
     scale: float,
     quotient: bool,
     **options: Any,

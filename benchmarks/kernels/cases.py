@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _BATCH, _HEADS = 4, 2
-_RATE, _SCALE, _FLOOR = 0.1, 0.1, 1e-3
+_RATE, _SCALE, _FLOOR = 0.1, 0.1, 0.1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -81,6 +81,10 @@ class _Inputs:
     @cached_property
     def per_token(self) -> Tensor:
         return 1 + torch.rand(_BATCH, _HEADS, self.case.tokens, device=self.case.device)
+
+    @cached_property
+    def per_landmark(self) -> Tensor:
+        return torch.randn(_BATCH, _HEADS, self.case.landmarks, device=self.case.device)
 
     def sums(self, *, ones: bool) -> Tensor:
         return self.rows(self.case.landmarks, self.case.features + ones, float32=True)
@@ -152,8 +156,10 @@ def _quotient(inputs: _Inputs, *, diagonal: bool) -> None:
         inputs.landmarks,
         inputs.values,
         inputs.values,
+        inputs.per_landmark,
         inputs.per_token,
         floor=_FLOOR,
+        row_shift=None if diagonal else inputs.per_token,
         values=inputs.values if diagonal else None,
         diagonal=inputs.per_token if diagonal else None,
         **inputs.common(),
@@ -178,6 +184,8 @@ def _gradient(
             diagonal=per_token if diagonal else None,
             grad_diagonal=per_token if diagonal else None,
             middle=inputs.middle if diagonal else None,
+            row_shift=per_token if quotient and not diagonal else None,
+            floor=_FLOOR,
         )
         if queries
         else None,

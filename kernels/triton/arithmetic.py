@@ -157,6 +157,13 @@ def shifted(e, shift, real):  # [landmarks, tokens]
 
 
 @triton.jit
+def floored_gradient(dd, denominator, floor):  # [tokens] twice
+    """The gradients of D and T from that of max(D, floor · T), which is negative at the floor."""
+    at_floor = denominator < 0
+    return tl.where(at_floor, 0.0, dd), tl.where(at_floor, floor * dd, 0.0)
+
+
+@triton.jit
 def split(tile, DTYPE: tl.constexpr, AT_MOST_ONE: tl.constexpr):
     """A tile as unit · (first + second) with pieces of ``DTYPE``; one in that dtype stays as it is.
 

@@ -43,9 +43,9 @@ class Diagonal(NamedTuple):
 class TokenOutput(NamedTuple):
     """The output (batch, heads, n, d_v) and what its gradient needs, (batch, heads, n) each.
 
-    denominator: of the quotient; None without one.
+    denominator: of the quotient, negative where it is at its floor; None without one.
     diagonal: c; None without one.
-    row_shift: log₂ of the row sums of P; None except for ``normalize``.
+    row_shift: log₂ of what each row of P was divided by; None where it was not.
     """
 
     output: Tensor
@@ -65,15 +65,18 @@ def landmarks_to_tokens(
     padding: Tensor | None = None,
     landmark_padding: Tensor | None = None,
     floor: float | None = None,
+    underflow: float = 0.0,
     diagonal: Diagonal | None = None,
     normalize: bool = False,
 ) -> TokenOutput:
     """O = P W with P_ij = 2^(−rate ‖x_i − l_j‖²), and three quotients of it.
 
-    - ``floor``: the last column of W is z, and O_i = P_i W / max(P_i z, floor);
-    - ``floor`` and ``diagonal``: O_i = (P_i W + c_i v_i) / max(P_i z + c_i, floor);
-    - ``normalize``: O_i = P_i W / P_i 1. Each row is shifted by its largest entry, so that no row
-      underflows.
+    - ``floor``: the last column of W is z, and O_i = P_i W / max(P_i z, floor · P_i |z|);
+    - ``floor`` and ``diagonal``: c_i v_i is added to the numerator, and c_i to both terms of the
+      denominator;
+    - ``normalize``: O_i = P_i W / P_i 1.
+
+    The first and the last divide each row of P by its largest entry, so that no row underflows.
 
     Args:
         tokens: X, (batch, heads, n, d).
@@ -86,10 +89,12 @@ def landmarks_to_tokens(
         padding: (batch, n), True at padded tokens, which are ignored; their output is 0.
         landmark_padding: (batch, m), True at padded landmarks, which are ignored.
         floor: see above.
+        underflow: where the absolute terms of a denominator sum to this at most, the output is 0.
         diagonal: see above.
         normalize: see above.
     """
-    d_v = weights.shape[3] - (floor is not None)
+    has_quotient = floor is not None
+    d_v = weights.shape[3] - has_quotient
     values, middle = diagonal or (None, None)
     tiles = TokenPass(
         "landmarks_to_tokens" if diagonal is None else "landmarks_to_tokens_diagonal",
@@ -102,9 +107,9 @@ def landmarks_to_tokens(
     )
     result = TokenOutput(
         output=tiles.empty(tiles.n, d_v, dtype=dtype),
-        denominator=None if floor is None else tiles.empty(tiles.n),
+        denominator=tiles.empty(tiles.n) if has_quotient else None,
         diagonal=None if diagonal is None else tiles.empty(tiles.n),
-        row_shift=tiles.empty(tiles.n) if normalize else None,
+        row_shift=tiles.empty(tiles.n) if normalize or (has_quotient and not diagonal) else None,
     )
     tiles.launch(
         _landmarks_to_tokens,
@@ -117,7 +122,8 @@ def landmarks_to_tokens(
         denominator_ptr=result.denominator,
         diagonal_ptr=result.diagonal,
         shift_ptr=result.row_shift,
-        floor=0.0 if floor is None else floor,
+        floor=floor or 0.0,
+        underflow=underflow,
         ONE_BLOCK=tiles.blocks == 1,
     )
     return result
@@ -137,21 +143,23 @@ def _landmarks_to_tokens(
     # outputs
     o_ptr, denominator_ptr, diagonal_ptr, shift_ptr,
     # sizes
-    n, m, heads, stretches, length, rate, floor, D: tl.constexpr, D_V: tl.constexpr,
+    n, m, heads, stretches, length, rate, floor, underflow,
+    D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ONE_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o_i = Σ_j P_ij w_j over one stretch of tokens, one block of landmarks after the other.
 
     With z it is divided by Σ_j P_ij z_j; with the diagonal c_i v_i and c_i are added first. With a
-    shift it is divided by Σ_j P_ij.
+    shift rows of P are divided by their largest entries, and without z o_i is divided by Σ_j P_ij.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     W_PIECES: tl.constexpr = 1 if w_rest_ptr is None else 2
     QUOTIENT: tl.constexpr = z_ptr is not None
     DIAGONAL: tl.constexpr = middle_ptr is not None
-    NORMALIZE: tl.constexpr = shift_ptr is not None
+    SHIFTED: tl.constexpr = shift_ptr is not None
+    NORMALIZE: tl.constexpr = SHIFTED and not QUOTIENT
     unit, pair, batch, head = pair_of_program(heads, stretches)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
@@ -198,6 +206,7 @@ def _landmarks_to_tokens(
         x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
         o = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
         denominator = tl.zeros([BLOCK_N], tl.float32)
+        terms = tl.zeros([BLOCK_N], tl.float32)
         form = tl.zeros([BLOCK_N], tl.float32)
         top = tl.full([BLOCK_N], float("-inf"), tl.float32)
         for block in range(0, BLOCK_M if ONE_BLOCK else m, BLOCK_M):
@@ -212,16 +221,19 @@ def _landmarks_to_tokens(
                 )
             # [BLOCK_N, BLOCK_M]
             e = exponent(x, x_square, l_columns, l_square, rate, PRECISION)
-            if NORMALIZE:
+            if SHIFTED:
                 e, fade, top = _below_top(tl.where(real[None, :], e, float("-inf")), top)
-                o *= fade[:, None]
-                denominator *= fade
+                if not ONE_BLOCK:
+                    o *= fade[:, None]
+                    denominator *= fade
+                    terms *= fade
             p = tl.exp2(e)
             p_first, p_rest, _ = split(p, DTYPE, True)
             if NORMALIZE:
                 denominator += tl.sum(p, 1)
             if QUOTIENT:
                 denominator += tl.sum(p * z[None, :], 1)
+                terms += tl.sum(p * tl.abs(z)[None, :], 1)
             if DIAGONAL:
                 if ONE_BLOCK:
                     p_middle = middle_unit * dot(
@@ -244,18 +256,34 @@ def _landmarks_to_tokens(
             v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
             o += c[:, None] * v.to(tl.float32)
             denominator += c
+            terms += c
             tl.store(diagonal_ptr + at, c, mask=inside)
         if QUOTIENT:
-            denominator = tl.maximum(denominator, floor, propagate_nan=tl.PropagateNan.ALL)
-            tl.store(denominator_ptr + at, denominator, mask=inside)
-            o *= (1 / denominator)[:, None]
+            o *= _share(denominator, terms, floor, underflow, denominator_ptr + at, inside)[:, None]
+        top = _finite(top)
         if NORMALIZE:
             denominator = tl.where(denominator == 0, 1.0, denominator)
-            tl.store(shift_ptr + at, _finite(top) + tl.log2(denominator), mask=inside)
+            top += tl.log2(denominator)
             o *= (1 / denominator)[:, None]
+        if SHIFTED:
+            tl.store(shift_ptr + at, top, mask=inside)
         if padding_ptr is not None:
             o = tl.where(valid[:, None], o, 0.0)
         store_rows(o_ptr, first, token, D_V, o, inside, D_V, BLOCK_V)
+
+
+@triton.jit
+def _share(denominator, terms, floor, underflow, to, inside):  # [tokens]
+    """One over the denominator or its floor, and 0 where all terms underflow.
+
+    What was divided by is stored, with a minus where that is the floor.
+    """
+    lowest = floor * terms
+    some = terms > underflow
+    tl.store(
+        to, tl.where(some, tl.where(denominator < lowest, -lowest, denominator), 1.0), mask=inside
+    )
+    return tl.where(some, 1 / tl.maximum(denominator, lowest), 0.0)
 
 
 @triton.jit

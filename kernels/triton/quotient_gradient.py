@@ -9,10 +9,12 @@ from torch import Tensor
 from softattn.kernels.arithmetic import (
     dot,
     exponent,
+    floored_gradient,
     load_landmarks,
     load_points,
     load_rows,
     pair_of_program,
+    shifted,
     split,
     store_rows,
     stretch_of_program,
@@ -27,7 +29,7 @@ class QuotientGradient(NamedTuple):
 
     weights: of W and, in the last column, of z: (batch, heads, m, d_v + 1).
     middle: the diagonal's share of dM, −Pᵀ diag(dc) P, (batch, heads, m, m); None without one.
-    denominator: dD, (batch, heads, n).
+    denominator: that of max(D, floor · T), (batch, heads, n).
     diagonal: dc, (batch, heads, n); None without one.
     """
 
@@ -42,28 +44,34 @@ def quotient_gradient(
     landmarks: Tensor,
     grad: Tensor,
     output: Tensor,
+    sums: Tensor,
     denominator: Tensor,
     *,
     rate: float,
     floor: float,
+    row_shift: Tensor | None = None,
     center: Tensor | None = None,
     padding: Tensor | None = None,
     values: Tensor | None = None,
     diagonal: Tensor | None = None,
 ) -> QuotientGradient:
-    """dW = Pᵀ (G / D), dz = Pᵀ dD and, with a diagonal, −Pᵀ diag(dc) P.
+    """dW = Pᵀ (G / D̃), dz = Pᵀ dD + sign(z) Pᵀ dT and, with a diagonal, −Pᵀ diag(dc) P.
 
-    With G = dO:  dD_i = −G_i · O_i / D_i, 0 where D_i is at its floor, and
-    dc_i = G_i · v_i / D_i + dD_i, 0 where c_i is at 0 or 1.
+    D̃ = max(D, floor · T) divides, with D = P z + c and T = P |z| + c. With G = dO, its gradient is
+    dD̃_i = −G_i · O_i / D̃_i. It is that of D_i, or at the floor dT_i = floor · dD̃_i. The diagonal's
+    is dc_i = G_i · v_i / D̃_i + dD_i + dT_i, 0 where c_i is at 0 or 1.
 
     Args:
         tokens: X, (batch, heads, n, d).
         landmarks: L, (batch, heads, m, d).
         grad: G, (batch, heads, n, d_v), in the dtype of the tokens.
         output: O, likewise.
-        denominator: D, (batch, heads, n).
+        sums: z, (batch, heads, m), float32.
+        denominator: D̃, (batch, heads, n), negative where it is floor · T.
         rate: s log₂(e) / 2.
-        floor: of D.
+        floor: see above.
+        row_shift: log₂ of what each row of P is divided by, (batch, heads, n), or None. There is
+            none with a diagonal.
         center: (batch, heads, d), subtracted from tokens and landmarks.
         padding: (batch, n), True at padded tokens, which are ignored.
         values: V, (batch, heads, n, d_v), with a diagonal.
@@ -93,6 +101,8 @@ def quotient_gradient(
         **rows_argument("g", grad),
         **rows_argument("o", output),
         **rows_argument("v", values),
+        z_ptr=sums,
+        shift_ptr=row_shift,
         denominator_ptr=denominator,
         diagonal_ptr=diagonal,
         dw_ptr=weights,
@@ -116,11 +126,11 @@ def _quotient_gradient(
     x_ptr, x_batch, x_head, x_row: tl.constexpr,
     l_ptr, l_batch, l_head, l_row: tl.constexpr,
     center_ptr, padding_ptr,
-    # G, O, V, D and c
+    # G, O, V, z, the shift, D̃ and c
     g_ptr, g_batch, g_head, g_row: tl.constexpr,
     o_ptr, o_batch, o_head, o_row: tl.constexpr,
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
-    denominator_ptr, diagonal_ptr,
+    z_ptr, shift_ptr, denominator_ptr, diagonal_ptr,
     # outputs; of dW and dM one for each stretch
     dw_ptr, dm_ptr, dd_ptr, dc_ptr,
     # sizes
@@ -128,7 +138,7 @@ def _quotient_gradient(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ONE_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Σ_i P_ij G_i / D_i, Σ_i P_ij dD_i and Σ_i dc_i P_ij P_ik over one stretch of tokens.
+    """Σ_i P_ij G_i / D̃_i, dz_j and Σ_i dc_i P_ij P_ik over one stretch of tokens.
 
     The second axis of the grid is the block of j, the third that of k.
     """
@@ -155,6 +165,8 @@ def _quotient_gradient(
     l, l_square, _inside = load_landmarks(
         l_ptr, j, landmark, l_row, inside_j, None, center_ptr, D, BLOCK_D
     )
+    sign = tl.load(z_ptr + pair * m + j + landmark, mask=inside_j, other=0.0)
+    sign = tl.where(sign > 0, 1.0, tl.where(sign < 0, -1.0, 0.0))
     if not ONE_BLOCK:
         other, other_square, _inside = load_landmarks(
             l_ptr, k, landmark, l_row, inside_k, None, center_ptr, D, BLOCK_D
@@ -162,7 +174,7 @@ def _quotient_gradient(
     dw = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     dz = tl.zeros([BLOCK_M], tl.float32)
     dm = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
-    # Several programs compute dD and dc of a token; the one of the first blocks writes them.
+    # Several programs compute dD̃ and dc of a token; the one of the first blocks writes them.
     written = tl.where(tl.program_id(1) + tl.program_id(2) == 0, n, 0)
     token = tl.arange(0, BLOCK_N)
     begin, end = stretch_of_program(unit, stretches, length, n)
@@ -175,22 +187,25 @@ def _quotient_gradient(
         wide = g.to(tl.float32)
         # [BLOCK_N]
         denominator = tl.load(denominator_ptr + at, mask=valid, other=1.0)
-        share = 1 / denominator
+        share = 1 / tl.abs(denominator)
         dd = -tl.sum(wide * o.to(tl.float32), 1) * share
-        dd = tl.where(denominator <= floor, 0.0, dd)
         tl.store(dd_ptr + at, dd, mask=token < written - first)
+        dd, dt = floored_gradient(dd, denominator, floor)
         if DIAGONAL:
             v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
             c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
-            dc = tl.sum(wide * v.to(tl.float32), 1) * share + dd
+            dc = tl.sum(wide * v.to(tl.float32), 1) * share + dd + dt
             dc = tl.where((c <= 0) | (c >= 1), 0.0, dc)
             tl.store(dc_ptr + at, dc, mask=token < written - first)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
         x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
         x_columns = tl.trans(x)
         # [BLOCK_M, BLOCK_N]
-        p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
-        dz += tl.sum(p * dd[None, :], 1)
+        e = exponent(l, l_square, x_columns, x_square, rate, PRECISION)
+        if shift_ptr is not None:
+            e = shifted(e, tl.load(shift_ptr + at, mask=valid, other=0.0), inside_j)
+        p = tl.exp2(e)
+        dz += tl.sum(p * (dd[None, :] + sign[:, None] * dt[None, :]), 1)
         if DIAGONAL:
             a_first, a_rest, a_unit = split(p * dc[None, :], DTYPE, False)
             b = p

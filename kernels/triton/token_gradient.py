@@ -11,6 +11,7 @@ from softattn.kernels.arithmetic import (
     add_dot,
     dot,
     exponent,
+    floored_gradient,
     load_landmarks,
     load_middle,
     load_points,
@@ -35,12 +36,15 @@ class QueryTerms(NamedTuple):
 
     grad: G = dO, (batch, heads, n, d_v), in the dtype of the tokens.
     weights: W, (batch, heads, m, d_v), or d_v + 1 columns with z; float32 or as the tokens.
-    denominator: D of the quotient, (batch, heads, n), or None.
-    grad_denominator: dD, likewise.
+    denominator: D̃ of the quotient, (batch, heads, n), negative at its floor; or None.
+    grad_denominator: dD̃, likewise.
     diagonal: c, (batch, heads, n), or None.
     grad_diagonal: dc, likewise.
     middle: M + Mᵀ, (batch, heads, m, m), float32, or None.
-    row_shift: (batch, heads, n), of weights P 2^(−shift) that sum to 1, for which z is 1; or None.
+    row_shift: log₂ of what each row of P is divided by, (batch, heads, n); or None.
+    floor: the smallest denominator, as a share of the sum of its absolute terms.
+
+    Without z in ``weights``, ``grad_denominator`` belongs to the row sums of P: z is 1.
     """
 
     grad: Tensor
@@ -51,6 +55,7 @@ class QueryTerms(NamedTuple):
     grad_diagonal: Tensor | None = None
     middle: Tensor | None = None
     row_shift: Tensor | None = None
+    floor: float = 0.0
 
 
 class KeyTerms(NamedTuple):
@@ -82,10 +87,12 @@ def token_gradient(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """dX, dV and dL through P = k(X, L).
 
-    With w = −s P ∘ dP:  dX = rowsum(w) X − w L,  dL = colsum(w) L − wᵀ X,  dV = P dS + c G / D,
+    With w = −s P ∘ dP:  dX = rowsum(w) X − w L,  dL = colsum(w) L − wᵀ X,  dV = P dS + c G / D̃,
     where, of the terms that apply,
 
-        dP_ij = G_i · W_j / D_i + dD_i z_j − dc_i (P (M + Mᵀ))_ij  +  v_i · dS_j + du_j.
+        dP_ij = G_i · W_j / D̃_i + dD_i z_j + dT_i |z_j| − dc_i (P (M + Mᵀ))_ij  +  v_i · dS_j + du_j
+
+    with D̃ = max(D, floor · T), and dD and dT as in ``quotient_gradient``.
 
     Self-attention passes ``queries`` and ``keys``, cross-attention one of them for each side.
 
@@ -180,6 +187,7 @@ def _query_arguments(queries: QueryTerms | None, d_v: int, dtype: torch.dtype) -
         "diagonal_ptr": terms["diagonal"],
         "dc_ptr": terms["grad_diagonal"],
         "shift_ptr": terms["row_shift"],
+        "floor": terms["floor"] or 0.0,
     }
 
 
@@ -203,7 +211,7 @@ def _queries_then_keys(
     )
     assert grad_values is not None
     if queries.diagonal is not None and queries.denominator is not None:
-        own_share = (queries.diagonal / queries.denominator)[..., None] * queries.grad
+        own_share = (queries.diagonal / queries.denominator.abs())[..., None] * queries.grad
         if common["padding"] is not None:
             own_share = own_share.masked_fill(common["padding"][:, None, :, None], 0)
         grad_values += own_share
@@ -216,11 +224,11 @@ def _token_gradient(
     x_ptr, x_batch, x_head, x_row: tl.constexpr,
     l_ptr, l_batch, l_head, l_row: tl.constexpr,
     center_ptr, padding_ptr, l_padding_ptr,
-    # tokens as queries: G, W and z, D, dD, c, dc, M + Mᵀ and the shift
+    # tokens as queries: G, W and z, D̃, dD̃, c, dc, M + Mᵀ and the shift
     g_ptr, g_batch, g_head, g_row: tl.constexpr,
     w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
     denominator_ptr, dd_ptr, diagonal_ptr, dc_ptr,
-    middle_ptr, middle_rest_ptr, middle_unit_ptr, shift_ptr,
+    middle_ptr, middle_rest_ptr, middle_unit_ptr, shift_ptr, floor,
     # tokens as keys: V, dS and du
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
     ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row: tl.constexpr, du_ptr,
@@ -233,7 +241,7 @@ def _token_gradient(
 ):  # fmt: skip
     """Gradients from w = −s P ∘ dP over one stretch of tokens, in tiles of landmarks × tokens.
 
-        dX_i = Σ_j w_ij (x_i − l_j)      dV_i = Σ_j P_ij dS_j + c_i G_i / D_i
+        dX_i = Σ_j w_ij (x_i − l_j)      dV_i = Σ_j P_ij dS_j + c_i G_i / D̃_i
         dL_j = Σ_i w_ij (l_j − x_i)
 
     A program that writes dL holds one block of landmarks; one that does not takes all in turn.
@@ -323,7 +331,8 @@ def _token_gradient(
         # [BLOCK_N]
         share = tl.full([BLOCK_N], 1.0, tl.float32)
         if QUOTIENT:
-            share = 1 / tl.load(denominator_ptr + at, mask=inside, other=1.0)
+            denominator = tl.load(denominator_ptr + at, mask=inside, other=1.0)
+            share = 1 / tl.abs(denominator)
         x_columns = tl.trans(x)
         # [BLOCK_D, BLOCK_N], [BLOCK_V, BLOCK_N]
         dx = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
@@ -382,8 +391,12 @@ def _token_gradient(
             if QUOTIENT:
                 dp = share[None, :] * dp
             if dd_ptr is not None:
-                dd = tl.load(dd_ptr + at, mask=valid, other=0.0)[None, :]
-                dp += dd * z[:, None] if QUOTIENT else dd
+                dd = tl.load(dd_ptr + at, mask=valid, other=0.0)
+                if QUOTIENT:
+                    dd, dt = floored_gradient(dd, denominator, floor)
+                    dp += dd[None, :] * z[:, None] + dt[None, :] * tl.abs(z)[:, None]
+                else:
+                    dp += dd[None, :]
             if KEYS:
                 v_columns = tl.trans(v)
                 dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
@@ -416,7 +429,7 @@ def _store_dv(
     dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
     D_V: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Stores dV of a tile of tokens, [BLOCK_V, tokens]; the exact diagonal adds c_i G_i / D_i."""
+    """Stores dV of a tile of tokens, [BLOCK_V, tokens]; the exact diagonal adds c_i G_i / D̃_i."""
     dv = tl.trans(dv)
     if diagonal_ptr is not None:
         c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)

@@ -13,9 +13,6 @@ QUOTIENTS = ("token", "softmax")
 # The smallest denominator, as a share of the sum of the absolute terms of the row.
 FLOOR = 0.1
 
-# What the Triton kernels still use: the smallest denominator itself.
-DENOMINATOR_FLOOR = 1e-3
-
 
 def restored_diagonal(approximated: Tensor) -> Tensor:
     """What the approximated diagonal P_i A⁺ P_iᵀ lacks of the exact one, which is 1.

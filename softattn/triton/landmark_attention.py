@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softattn.common.precision import without_autocast
-from softattn.common.quotient import DENOMINATOR_FLOOR
+from softattn.common.quotient import FLOOR, underflow
 from softattn.triton.registration import (
     center_of,
     contiguous_like,
@@ -26,7 +26,7 @@ def landmark_attention(
     padding: Tensor | None,
     scale: float,
     quotient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1 with the exact diagonal.
 
     Args:
@@ -40,8 +40,8 @@ def landmark_attention(
         quotient: whether it is the operator of ``normalization="token"``.
 
     Returns:
-        O (batch, heads, n_q, d_v) in the dtype of V, and for the gradient P_kᵀ [V 1], the
-        denominator and the diagonal, empty where there is none.
+        O (batch, heads, n_q, d_v) in the dtype of V, and for the gradient P_kᵀ [V 1] and, empty
+        where there is none, the denominator, the diagonal and the shift of each row of P_q.
     """
     from softattn.kernels import Diagonal, landmarks_to_tokens, tokens_to_landmarks
 
@@ -56,12 +56,14 @@ def landmark_attention(
         middle @ sums,
         dtype=value.dtype,
         padding=padding if key is None else None,
-        floor=DENOMINATOR_FLOOR if quotient else None,
+        floor=FLOOR if quotient else None,
+        underflow=underflow(torch.float32),
         diagonal=Diagonal(value, middle) if quotient and key is None else None,
         **common,
     )
-    denominator, diagonal = (or_empty(t, query) for t in (result.denominator, result.diagonal))
-    return result.output, sums, denominator, diagonal
+    per_token = (result.denominator, result.diagonal, result.row_shift)
+    denominator, diagonal, row_shift = (or_empty(tensor, query) for tensor in per_token)
+    return result.output, sums, denominator, diagonal, row_shift
 
 
 @landmark_attention.register_fake
@@ -69,13 +71,16 @@ def _(query, key, value, landmarks, middle, padding, scale, quotient):  # type: 
     batch, heads, n_q, _ = query.shape
     m, d_v = landmarks.shape[2], value.shape[3]
     wide = torch.float32
-    per_token = query.new_empty((batch, heads, n_q), dtype=wide)
-    none = query.new_empty((0,), dtype=wide)
+
+    def per_token(present: bool) -> Tensor:
+        return query.new_empty((batch, heads, n_q) if present else (0,), dtype=wide)
+
     return (
         value.new_empty((batch, heads, n_q, d_v)),
         query.new_empty((batch, heads, m, d_v + 1 if quotient else d_v), dtype=wide),
-        per_token if quotient else none,
-        torch.empty_like(per_token) if quotient and key is None else torch.empty_like(none),
+        per_token(quotient),
+        per_token(quotient and key is None),
+        per_token(quotient and key is not None),
     )
 
 
@@ -92,6 +97,7 @@ def landmark_attention_gradient(
     sums: Tensor,
     denominator: Tensor,
     diagonal: Tensor,
+    row_shift: Tensor,
     scale: float,
     quotient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -116,8 +122,10 @@ def landmark_attention_gradient(
                 landmarks,
                 grad,
                 output,
+                weights[..., -1].contiguous(),
                 denominator,
-                floor=DENOMINATOR_FLOOR,
+                floor=FLOOR,
+                row_shift=None if is_self else row_shift,
                 padding=query_padding,
                 values=value if is_self else None,
                 diagonal=diagonal if is_self else None,
@@ -132,6 +140,8 @@ def landmark_attention_gradient(
                 diagonal=diagonal if is_self else None,
                 grad_diagonal=through.diagonal,
                 middle=middle + middle.mT if is_self else None,
+                row_shift=None if is_self else row_shift,
+                floor=FLOOR,
             )
         else:
             queries = QueryTerms(grad, weights)

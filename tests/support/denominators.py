@@ -7,8 +7,6 @@ from torch import Tensor
 from softattn import reference
 from softattn.common.key_weights import softmax_query_and_weights
 
-# What the Triton kernels still use.
-TOKEN_FLOOR = 1e-3
 SHARE = 0.1
 
 
@@ -19,7 +17,7 @@ def denominators_stay_off_the_floor(problem) -> bool:
     if problem.keys.shape[2] == 0:
         return False
     denominator, terms = denominator_and_terms(problem)
-    return bool(((denominator > 2 * TOKEN_FLOOR) & (denominator > 2 * SHARE * terms)).all())
+    return bool((denominator > 2 * SHARE * terms).all())
 
 
 def denominator_and_terms(problem) -> tuple[Tensor, Tensor]:

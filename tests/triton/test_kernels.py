@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("kernel_tiles", "poisoned_memory")
 
 SCALE = 0.5
 RATE = SCALE * math.log2(math.e) / 2
-FLOOR = 1e-3
+FLOOR = 0.1
 # Rounding relative to the sum of the absolute terms: two pieces hold 16 bits in bfloat16 and 22 in
 # float16, one piece of it would hold 8 and 11.
 ROUNDING = {torch.float32: 2.0**-20, torch.float16: 2.0**-18, torch.bfloat16: 2.0**-14}
@@ -63,34 +63,65 @@ def test_landmarks_to_tokens(problem, unit):
     assert_keeps_digits(result.output / unit, truth, terms, dtype)
 
 
-def test_landmarks_to_tokens_with_the_quotient(problem):
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_landmarks_to_tokens_with_the_quotient(problem, diagonal):
     dtype, on, wide = problem
+    p, w = wide["p"].clone(), wide["w"].clone()
+    # With z of one sign no row is at the floor; with these signs some are.
+    w[..., -1] *= torch.tensor([1.0, -0.9]).repeat(10)
     result = kernels.landmarks_to_tokens(
         on["x"],
         on["l"],
-        on["w"],
+        w.to(on["w"]),
         rate=RATE,
         dtype=torch.float32,
         floor=FLOOR,
-        diagonal=kernels.Diagonal(on["v"], on["m"]),
+        diagonal=kernels.Diagonal(on["v"], on["m"]) if diagonal else None,
     )
-    p, w = wide["p"], wide["w"]
     form = ((p @ wide["m"]) * p).sum(-1)
-    c = (1 - form).clamp(0, 1)
+    c = (1 - form).clamp(0, 1) if diagonal else torch.zeros_like(form)
+    shift = p.amax(-1).log2()
+    if not diagonal:
+        p = p / p.amax(-1, keepdim=True)
+        assert_keeps_digits(result.row_shift, shift, 1 + shift.abs(), dtype)
     denominator = (p @ w[..., -1:])[..., 0] + c
+    lowest = FLOOR * ((p @ w[..., -1:].abs())[..., 0] + c)
+    at_floor = denominator < lowest
+    assert at_floor.any() and not at_floor.all()
+    denominator = torch.maximum(denominator, lowest)
     terms = (p @ w.abs()).amax() + ((p @ wide["m"].abs()) * p).sum(-1).amax()
-    assert_keeps_digits(result.diagonal, c, terms, dtype)
-    assert_keeps_digits(result.denominator, denominator, terms, dtype)
-    numerator = p @ w[..., :-1] + c[..., None] * wide["v"]
-    assert_keeps_digits(result.output, numerator / denominator[..., None], terms, dtype)
+    assert_keeps_digits(result.denominator.abs(), denominator, terms, dtype)
+    assert torch.equal(result.denominator.cpu() < 0, at_floor)
+    numerator = p @ w[..., :-1]
+    if diagonal:
+        assert_keeps_digits(result.diagonal, c, terms, dtype)
+        numerator = numerator + c[..., None] * wide["v"]
+    output = numerator / denominator[..., None]
+    terms = terms * (1 + output.abs().amax()) / denominator.amin()
+    assert_keeps_digits(result.output, output, terms, dtype)
 
 
-def test_quotient_gradient(problem):
+def test_output_is_zero_where_all_terms_underflow(problem):
+    _, on, _ = problem
+    w = on["w"].clone()
+    w[:1] *= 2.0**-120
+    result = kernels.landmarks_to_tokens(
+        on["x"], on["l"], w, rate=RATE, dtype=torch.float32, floor=FLOOR, underflow=1e-30
+    )
+    assert (result.output[0] == 0).all() and (result.denominator[0] == 1).all()
+    assert (result.output[1] != 0).all()
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_quotient_gradient(problem, diagonal):
     dtype, on, wide = problem
-    p, g, v = wide["p"], wide["g"], wide["v"]
+    p, g, v, z = wide["p"], wide["g"], wide["v"], wide["w"][..., -1].clone()
+    z[..., ::3] *= -1
     denominator = 1 + p.sum(-1).float().double()
+    shift = p.amax(-1).log2().float().double()
+    p = p if diagonal else p / shift.exp2()[..., None]
+    at_floor = torch.arange(40) % 7 == 0
     c = normal(2, 2, 40, seed=9).float().double().sigmoid().float().double()
-    denominator[..., 0] = torch.tensor(FLOOR).double()  # as float32 has it
     c[..., 1], c[..., 2] = 0, 1
     output = normal(2, 2, 40, 3, seed=10).to(dtype).double()
     through = kernels.quotient_gradient(
@@ -98,25 +129,36 @@ def test_quotient_gradient(problem):
         on["l"],
         on["g"],
         output.to(on["x"]),
-        denominator.to(on["m"]),
+        z.to(on["m"]),
+        torch.where(at_floor, -denominator, denominator).to(on["m"]),
         rate=RATE,
         floor=FLOOR,
-        values=on["v"],
-        diagonal=c.to(on["m"]),
+        row_shift=None if diagonal else shift.to(on["m"]),
+        values=on["v"] if diagonal else None,
+        diagonal=c.to(on["m"]) if diagonal else None,
     )
-    # What is held at a bound has no gradient.
-    dd = (-(g * output).sum(-1) / denominator).masked_fill(denominator < 1.001 * FLOOR, 0)
-    dc = ((g * v).sum(-1) / denominator + dd).masked_fill((c <= 0) | (c >= 1), 0)
+    of_divisor = -(g * output).sum(-1) / denominator
+    assert_keeps_digits(
+        through.denominator, of_divisor, g.abs().amax() * output.abs().amax(), dtype
+    )
+    dd, dt = of_divisor.masked_fill(at_floor, 0), FLOOR * of_divisor.masked_fill(~at_floor, 0)
+    # A diagonal at 0 or 1 is clamped: it has no gradient.
+    dc = ((g * v).sum(-1) / denominator + dd + dt).masked_fill((c <= 0) | (c >= 1), 0)
     columns = torch.cat([g / denominator[..., None], dd[..., None]], -1)
-    assert_keeps_digits(through.denominator, dd, g.abs().amax() * output.abs().amax(), dtype)
+    of_weights = p.mT @ columns
+    of_weights[..., -1] += z.sign() * (p.mT @ dt[..., None])[..., 0]
+    assert_keeps_digits(through.weights, of_weights, p.mT @ columns.abs(), dtype)
+    if not diagonal:
+        assert through.diagonal is None and through.middle is None
+        return
     assert_keeps_digits(through.diagonal, dc, dc, dtype)
-    assert_keeps_digits(through.weights, p.mT @ columns, p.mT @ columns.abs(), dtype)
     middle = -p.mT @ (dc[..., None] * p)
     assert_keeps_digits(through.middle, middle, p.mT @ (dc[..., None].abs() * p), dtype)
 
 
 def test_token_gradient_of_the_landmarks(problem):
     dtype, on, wide = problem
+    at_floor = torch.arange(40) % 7 == 0
     p, x, landmarks, g, v, w, m = (wide[name] for name in "pxlgvwm")
     share = 1 / (1 + p.sum(-1)).float().double()
     dd, dc, c = (normal(2, 2, 40, seed=seed).float().double() for seed in (11, 12, 13))
@@ -125,11 +167,12 @@ def test_token_gradient_of_the_landmarks(problem):
     queries = kernels.QueryTerms(
         on["g"],
         on["w"],
-        (1 / share).to(**numbers),
+        torch.where(at_floor, -1 / share, 1 / share).to(**numbers),
         dd.to(**numbers),
         c.to(**numbers),
         dc.to(**numbers),
         (m + m.mT).to(**numbers),
+        floor=FLOOR,
     )
     keys = kernels.KeyTerms(on["v"], ds.to(**numbers))
     _, grad_values, grad_landmarks = kernels.token_gradient(
@@ -138,7 +181,9 @@ def test_token_gradient_of_the_landmarks(problem):
 
     def slopes(absolute):
         f = torch.abs if absolute else lambda t: t
-        dp = share[..., None] * (f(g) @ f(w[..., :-1]).mT) + f(dd)[..., None] * f(w[..., -1:]).mT
+        z = w[..., -1:].mT
+        z = torch.where(at_floor[:, None], FLOOR * z.abs(), z)
+        dp = share[..., None] * (f(g) @ f(w[..., :-1]).mT) + f(dd)[..., None] * f(z)
         through = f(dc)[..., None] * (p @ f(m + m.mT))
         keys = f(v) @ f(ds[..., :-1]).mT + f(ds[..., -1:]).mT
         return SCALE * p * (dp + through + keys) if absolute else -SCALE * p * (dp - through + keys)
