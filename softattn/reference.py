@@ -79,7 +79,7 @@ def softmax_free_attention(
         d = a.sum(-1)
         a_pinv = torch.einsum("bhi,bhij,bhj->bhij", d**-0.5, a_pinv, d**-0.5)
     # 3. For "softmax" the weights exp(s ‖k_j‖² / 2) of the keys, their logarithms within 8.
-    weights = torch.ones_like(p_k[..., 0])
+    weights = p_k.new_ones(p_k.shape[:-1])
     if normalization == "softmax" and weights.numel():
         s = query.shape[-1] ** -0.5 if scale is None else scale
         moved = query if key is None else key - key.mean(2, keepdim=True)
