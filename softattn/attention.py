@@ -101,7 +101,7 @@ def softmax_free_attention(
         landmark_padding_mask=landmark_padding_mask,
     )
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
-    backend = select_backend(impl, query, value, landmarks, normalization)
+    backend = select_backend(impl, query, value, landmarks)
     scale = scale_of(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
@@ -188,7 +188,7 @@ def softmax_free_attention_varlen(
     batch, _, m, _ = landmarks.shape
     check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
-    backend = select_backend(impl, query, value, landmarks, normalization)
+    backend = select_backend(impl, query, value, landmarks)
     scale = scale_of(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(

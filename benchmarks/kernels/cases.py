@@ -106,30 +106,36 @@ class _Inputs:
         return self.padding(self.case.landmarks)
 
 
-def _sums(inputs: _Inputs, *, ones: bool = False, weights: bool = False) -> None:
+def _sums(
+    inputs: _Inputs, *, ones: bool = False, exact: bool = False, weights: bool = False
+) -> None:
     from softattn.kernels import tokens_to_landmarks
 
     tokens_to_landmarks(
         inputs.landmarks,
         inputs.tokens,
         inputs.values,
-        row_shift=inputs.per_token if weights else None,
-        landmark_padding=inputs.key_padding() if weights else None,
+        row_shift=inputs.per_token if exact else None,
+        landmark_padding=inputs.key_padding() if exact else None,
+        key_weights=inputs.per_token if weights else None,
         with_ones=ones,
         **inputs.common(),
     )
 
 
-def _answer(inputs: _Inputs, *, quotient: bool = False, diagonal: bool = False) -> None:
+def _answer(
+    inputs: _Inputs, *, quotient: bool = False, diagonal: bool = False, weights: bool = False
+) -> None:
     from softattn.kernels import Diagonal, landmarks_to_tokens
 
+    key_weights = inputs.per_token if weights else None
     landmarks_to_tokens(
         inputs.tokens,
         inputs.landmarks,
         inputs.sums(ones=quotient),
         dtype=inputs.tokens.dtype,
         floor=_FLOOR if quotient else None,
-        diagonal=Diagonal(inputs.values, inputs.middle) if diagonal else None,
+        diagonal=Diagonal(inputs.values, inputs.middle, key_weights) if diagonal else None,
         **inputs.common(),
     )
 
@@ -148,7 +154,7 @@ def _exact_answer(inputs: _Inputs, *, normalize: bool) -> None:
     )
 
 
-def _quotient(inputs: _Inputs, *, diagonal: bool) -> None:
+def _quotient(inputs: _Inputs, *, diagonal: bool, weights: bool = False) -> None:
     from softattn.kernels import quotient_gradient
 
     quotient_gradient(
@@ -162,16 +168,24 @@ def _quotient(inputs: _Inputs, *, diagonal: bool) -> None:
         row_shift=None if diagonal else inputs.per_token,
         values=inputs.values if diagonal else None,
         diagonal=inputs.per_token if diagonal else None,
+        key_weights=inputs.per_token if weights else None,
         **inputs.common(),
     )
 
 
 def _gradient(
-    inputs: _Inputs, *, queries: bool, keys: bool, quotient: bool, diagonal: bool = False
+    inputs: _Inputs,
+    *,
+    queries: bool,
+    keys: bool,
+    quotient: bool,
+    diagonal: bool = False,
+    weights: bool = False,
 ) -> None:
     from softattn.kernels import KeyTerms, QueryTerms, token_gradient
 
     per_token = inputs.per_token
+    key_weights = (per_token if weights else None, per_token if weights and diagonal else None)
     sums = inputs.sums(ones=quotient)
     token_gradient(
         inputs.tokens,
@@ -189,7 +203,7 @@ def _gradient(
         )
         if queries
         else None,
-        keys=KeyTerms(inputs.values, sums) if keys else None,
+        keys=KeyTerms(inputs.values, sums, *key_weights) if keys else None,
         scale=_SCALE,
         **inputs.common(),
     )
@@ -237,17 +251,25 @@ def _newton(inputs: _Inputs) -> None:
 VARIANTS: dict[str, Callable[[_Inputs], None]] = {
     "sums": _sums,
     "sums with ones": lambda i: _sums(i, ones=True),
-    "sums, exact": lambda i: _sums(i, weights=True),
+    "sums with weights": lambda i: _sums(i, ones=True, weights=True),
+    "sums, exact": lambda i: _sums(i, exact=True),
     "answer": _answer,
     "answer, quotient": lambda i: _answer(i, quotient=True),
     "answer, diagonal": lambda i: _answer(i, quotient=True, diagonal=True),
+    "answer, diagonal and weights": lambda i: _answer(
+        i, quotient=True, diagonal=True, weights=True
+    ),
     "answer, exact": lambda i: _exact_answer(i, normalize=False),
     "answer, exact normalized": lambda i: _exact_answer(i, normalize=True),
     "quotient gradient": lambda i: _quotient(i, diagonal=False),
     "quotient gradient, diagonal": lambda i: _quotient(i, diagonal=True),
+    "quotient gradient, diagonal and weights": lambda i: _quotient(i, diagonal=True, weights=True),
     "gradient": lambda i: _gradient(i, queries=True, keys=True, quotient=False),
     "gradient, diagonal": lambda i: _gradient(
         i, queries=True, keys=True, quotient=True, diagonal=True
+    ),
+    "gradient, diagonal and weights": lambda i: _gradient(
+        i, queries=True, keys=True, quotient=True, diagonal=True, weights=True
     ),
     "gradient of queries": lambda i: _gradient(i, queries=True, keys=False, quotient=False),
     "gradient of queries, quotient": lambda i: _gradient(
@@ -255,6 +277,9 @@ VARIANTS: dict[str, Callable[[_Inputs], None]] = {
     ),
     "gradient of keys": lambda i: _gradient(i, queries=False, keys=True, quotient=False),
     "gradient of keys, quotient": lambda i: _gradient(i, queries=False, keys=True, quotient=True),
+    "gradient of keys with weights": lambda i: _gradient(
+        i, queries=False, keys=True, quotient=True, weights=True
+    ),
     "gradient, exact": lambda i: _exact_gradient(i, normalize=False),
     "gradient, exact normalized": lambda i: _exact_gradient(i, normalize=True),
     "block": _block,

@@ -8,7 +8,7 @@ from softattn.kernels.gaussian_kernel import gaussian_kernel, gaussian_kernel_gr
 from softattn.kernels.landmarks_to_tokens import Diagonal, TokenOutput, landmarks_to_tokens
 from softattn.kernels.newton import newton
 from softattn.kernels.quotient_gradient import QuotientGradient, quotient_gradient
-from softattn.kernels.token_gradient import KeyTerms, QueryTerms, token_gradient
+from softattn.kernels.token_gradient import KeyTerms, QueryTerms, TokenGradient, token_gradient
 from softattn.kernels.tokens_to_landmarks import tokens_to_landmarks
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "KeyTerms",
     "QueryTerms",
     "QuotientGradient",
+    "TokenGradient",
     "TokenOutput",
     "gaussian_kernel",
     "gaussian_kernel_gradient",

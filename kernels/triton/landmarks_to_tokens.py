@@ -34,10 +34,12 @@ class Diagonal(NamedTuple):
 
     values: V, (batch, heads, n, d_v).
     middle: M, (batch, heads, m, m), float32, so that c_i = 1 − P_i M P_iᵀ, kept within 0 and 1.
+    key_weights: w, (batch, heads, n), float32; None is 1.
     """
 
     values: Tensor
     middle: Tensor
+    key_weights: Tensor | None = None
 
 
 class TokenOutput(NamedTuple):
@@ -72,8 +74,8 @@ def landmarks_to_tokens(
     """O = P W with P_ij = 2^(−rate ‖x_i − l_j‖²), and three quotients of it.
 
     - ``floor``: the last column of W is z, and O_i = P_i W / max(P_i z, floor · P_i |z|);
-    - ``floor`` and ``diagonal``: c_i v_i is added to the numerator, and c_i to both terms of the
-      denominator;
+    - ``floor`` and ``diagonal``: c_i w_i v_i is added to the numerator, and c_i w_i to both terms
+      of the denominator;
     - ``normalize``: O_i = P_i W / P_i 1.
 
     The first and the last divide each row of P by its largest entry, so that no row underflows.
@@ -95,7 +97,7 @@ def landmarks_to_tokens(
     """
     has_quotient = floor is not None
     d_v = weights.shape[3] - has_quotient
-    values, middle = diagonal or (None, None)
+    values, middle, key_weights = diagonal or (None, None, None)
     tiles = TokenPass(
         "landmarks_to_tokens" if diagonal is None else "landmarks_to_tokens_diagonal",
         tokens,
@@ -117,6 +119,7 @@ def landmarks_to_tokens(
         **weights_arguments("w", "z", weights, d_v, tokens.dtype),
         **rows_argument("v", values),
         **middle_arguments(middle, tokens.dtype),
+        key_weight_ptr=key_weights,
         l_padding_ptr=padding_argument(landmark_padding),
         o_ptr=result.output,
         denominator_ptr=result.denominator,
@@ -137,9 +140,9 @@ def _landmarks_to_tokens(
     center_ptr, padding_ptr, l_padding_ptr,
     # W, and z of a quotient
     w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
-    # V and M of the diagonal
+    # V, M and the keys' weights of the diagonal
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
-    middle_ptr, middle_rest_ptr, middle_unit_ptr,
+    middle_ptr, middle_rest_ptr, middle_unit_ptr, key_weight_ptr,
     # outputs
     o_ptr, denominator_ptr, diagonal_ptr, shift_ptr,
     # sizes
@@ -150,8 +153,8 @@ def _landmarks_to_tokens(
 ):  # fmt: skip
     """o_i = Σ_j P_ij w_j over one stretch of tokens, one block of landmarks after the other.
 
-    With z it is divided by Σ_j P_ij z_j; with the diagonal c_i v_i and c_i are added first. With a
-    shift rows of P are divided by their largest entries, and without z o_i is divided by Σ_j P_ij.
+    With z it is divided by Σ_j P_ij z_j, after the diagonal's c_i w_i v_i and c_i w_i. With a shift
+    rows of P are divided by their largest entries, and without z o_i is divided by Σ_j P_ij.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
@@ -253,11 +256,13 @@ def _landmarks_to_tokens(
         if DIAGONAL:
             # 0 to 1 but for rounding, which must not grow where tokens are far apart.
             c = tl.minimum(tl.maximum(1 - form, 0.0), 1.0)
+            tl.store(diagonal_ptr + at, c, mask=inside)
+            if key_weight_ptr is not None:
+                c *= tl.load(key_weight_ptr + at, mask=valid, other=0.0)
             v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
             o += c[:, None] * v.to(tl.float32)
             denominator += c
             terms += c
-            tl.store(diagonal_ptr + at, c, mask=inside)
         if QUOTIENT:
             o *= _share(denominator, terms, floor, underflow, denominator_ptr + at, inside)[:, None]
         top = _finite(top)
@@ -280,10 +285,9 @@ def _share(denominator, terms, floor, underflow, to, inside):  # [tokens]
     """
     lowest = floor * terms
     some = terms > underflow
-    tl.store(
-        to, tl.where(some, tl.where(denominator < lowest, -lowest, denominator), 1.0), mask=inside
-    )
-    return tl.where(some, 1 / tl.maximum(denominator, lowest), 0.0)
+    divisor = tl.where(some, tl.where(denominator < lowest, -lowest, denominator), 1.0)
+    tl.store(to, divisor, mask=inside)
+    return tl.where(some, 1 / tl.abs(divisor), 0.0)
 
 
 @triton.jit

@@ -31,12 +31,14 @@ class QuotientGradient(NamedTuple):
     middle: the diagonal's share of dM, −Pᵀ diag(dc) P, (batch, heads, m, m); None without one.
     denominator: that of max(D, floor · T), (batch, heads, n).
     diagonal: dc, (batch, heads, n); None without one.
+    key_weights: the diagonal's share of dw, (batch, heads, n); None without one or without w.
     """
 
     weights: Tensor
     middle: Tensor | None
     denominator: Tensor
     diagonal: Tensor | None
+    key_weights: Tensor | None
 
 
 def quotient_gradient(
@@ -54,12 +56,14 @@ def quotient_gradient(
     padding: Tensor | None = None,
     values: Tensor | None = None,
     diagonal: Tensor | None = None,
+    key_weights: Tensor | None = None,
 ) -> QuotientGradient:
     """dW = Pᵀ (G / D̃), dz = Pᵀ dD + sign(z) Pᵀ dT and, with a diagonal, −Pᵀ diag(dc) P.
 
-    D̃ = max(D, floor · T) divides, with D = P z + c and T = P |z| + c. With G = dO, its gradient is
-    dD̃_i = −G_i · O_i / D̃_i. It is that of D_i, or at the floor dT_i = floor · dD̃_i. The diagonal's
-    is dc_i = G_i · v_i / D̃_i + dD_i + dT_i, 0 where c_i is at 0 or 1.
+    D̃ = max(D, floor · T) divides, with D = P z + c w and T = P |z| + c w. With G = dO, its gradient
+    is dD̃_i = −G_i · O_i / D̃_i. It is that of D_i, or at the floor dT_i = floor · dD̃_i. With
+    h_i = G_i · v_i / D̃_i + dD_i + dT_i the diagonal's is dc_i = w_i h_i, 0 where c_i is at 0 or 1,
+    and its share of dw_i is c_i h_i.
 
     Args:
         tokens: X, (batch, heads, n, d).
@@ -76,6 +80,7 @@ def quotient_gradient(
         padding: (batch, n), True at padded tokens, which are ignored.
         values: V, (batch, heads, n, d_v), with a diagonal.
         diagonal: c, (batch, heads, n), or None.
+        key_weights: w, (batch, heads, n), with a diagonal; None is 1.
     """
     m, d_v = landmarks.shape[2], grad.shape[3]
     has_diagonal = diagonal is not None
@@ -94,6 +99,7 @@ def quotient_gradient(
     middle = tiles.empty(stretches.number, m, m) if has_diagonal else None
     grad_denominator = tiles.empty(tiles.n)
     grad_diagonal = tiles.empty(tiles.n) if has_diagonal else None
+    grad_key_weights = None if key_weights is None else tiles.empty(tiles.n)
     tiles.launch(
         _quotient_gradient,
         stretches,
@@ -105,10 +111,12 @@ def quotient_gradient(
         shift_ptr=row_shift,
         denominator_ptr=denominator,
         diagonal_ptr=diagonal,
+        key_weight_ptr=key_weights,
         dw_ptr=weights,
         dm_ptr=middle,
         dd_ptr=grad_denominator,
         dc_ptr=grad_diagonal,
+        dkey_weight_ptr=grad_key_weights,
         floor=floor,
         ONE_BLOCK=tiles.blocks == 1,
     )
@@ -117,6 +125,7 @@ def quotient_gradient(
         None if middle is None else middle.sum(2).neg_(),
         grad_denominator,
         grad_diagonal,
+        grad_key_weights,
     )
 
 
@@ -126,13 +135,13 @@ def _quotient_gradient(
     x_ptr, x_batch, x_head, x_row: tl.constexpr,
     l_ptr, l_batch, l_head, l_row: tl.constexpr,
     center_ptr, padding_ptr,
-    # G, O, V, z, the shift, D̃ and c
+    # G, O, V, z, the shift, D̃, c and w
     g_ptr, g_batch, g_head, g_row: tl.constexpr,
     o_ptr, o_batch, o_head, o_row: tl.constexpr,
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
-    z_ptr, shift_ptr, denominator_ptr, diagonal_ptr,
+    z_ptr, shift_ptr, denominator_ptr, diagonal_ptr, key_weight_ptr,
     # outputs; of dW and dM one for each stretch
-    dw_ptr, dm_ptr, dd_ptr, dc_ptr,
+    dw_ptr, dm_ptr, dd_ptr, dc_ptr, dkey_weight_ptr,
     # sizes
     n, m, heads, stretches, length, rate, floor, D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -195,6 +204,9 @@ def _quotient_gradient(
             v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
             c = tl.load(diagonal_ptr + at, mask=valid, other=0.0)
             dc = tl.sum(wide * v.to(tl.float32), 1) * share + dd + dt
+            if key_weight_ptr is not None:
+                tl.store(dkey_weight_ptr + at, c * dc, mask=token < written - first)
+                dc *= tl.load(key_weight_ptr + at, mask=valid, other=0.0)
             dc = tl.where((c <= 0) | (c >= 1), 0.0, dc)
             tl.store(dc_ptr + at, dc, mask=token < written - first)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]

@@ -59,14 +59,33 @@ class QueryTerms(NamedTuple):
 
 
 class KeyTerms(NamedTuple):
-    """What dP takes from tokens that are keys, S = Pᵀ V.
+    """What dP takes from tokens that are keys, S = Pᵀ (w V) and u = Pᵀ w.
 
     values: V, (batch, heads, n, d_v), in the dtype of the tokens.
     grad_sums: dS, (batch, heads, m, d_v), or d_v + 1 columns with du; float32.
+    key_weights: w, (batch, heads, n), float32; None is 1.
+    grad_key_weights: the diagonal's share of dw, likewise; None is 0.
     """
 
     values: Tensor
     grad_sums: Tensor
+    key_weights: Tensor | None = None
+    grad_key_weights: Tensor | None = None
+
+
+class TokenGradient(NamedTuple):
+    """The gradients of ``token_gradient``, None where there is no such input.
+
+    tokens: dX, (batch, heads, n, d), in the dtype of the tokens.
+    landmarks: dL, (batch, heads, m, d), float32.
+    values: dV, (batch, heads, n, d_v), in the dtype of V.
+    key_weights: dw, (batch, heads, n), float32.
+    """
+
+    tokens: Tensor
+    landmarks: Tensor
+    values: Tensor | None
+    key_weights: Tensor | None
 
 
 # Shared memory does not hold the tiles of more features, which float32's precision doubles.
@@ -84,15 +103,17 @@ def token_gradient(
     center: Tensor | None = None,
     padding: Tensor | None = None,
     landmark_padding: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """dX, dV and dL through P = k(X, L).
+) -> TokenGradient:
+    """dX, dL, dV and dw through P = k(X, L).
 
-    With w = −s P ∘ dP:  dX = rowsum(w) X − w L,  dL = colsum(w) L − wᵀ X,  dV = P dS + c G / D̃,
+    With E = −s P ∘ dP:  dX = rowsum(E) X − E L,  dL = colsum(E) L − Eᵀ X,
+    dV_i = w_i (P_i dS + c_i G_i / D̃_i),  dw_i = Σ_j P_ij (v_i · dS_j + du_j) + c_i h_i,
     where, of the terms that apply,
 
-        dP_ij = G_i · W_j / D̃_i + dD_i z_j + dT_i |z_j| − dc_i (P (M + Mᵀ))_ij  +  v_i · dS_j + du_j
+        dP_ij = G_i · W_j / D̃_i + dD_i z_j + dT_i |z_j| − dc_i (P (M + Mᵀ))_ij
+                + w_i (v_i · dS_j + du_j)
 
-    with D̃ = max(D, floor · T), and dD and dT as in ``quotient_gradient``.
+    with D̃ = max(D, floor · T), and dD, dT and h as in ``quotient_gradient``.
 
     Self-attention passes ``queries`` and ``keys``, cross-attention one of them for each side.
 
@@ -108,7 +129,6 @@ def token_gradient(
         landmark_padding: (batch, m), likewise for landmarks.
 
     Returns:
-        dX (batch, heads, n, d) in the dtype of the tokens, dV likewise or None, and dL in float32.
         dL is a sum over stretches of tokens in a fixed order. Landmarks that need several tiles
         take two launches, one for each side of P. So does float32 of many features, which also
         takes queries and keys apart.
@@ -142,7 +162,13 @@ def token_gradient(
     }
     grad_tokens = tiles.empty(tiles.n, tiles.d, dtype=tokens.dtype)
     grad_values = None if keys is None else tiles.empty(tiles.n, d_v, dtype=keys.values.dtype)
-    of_tokens = {"dx_ptr": grad_tokens, "dv_ptr": grad_values}
+    weighted = keys is not None and keys.key_weights is not None
+    grad_key_weights = tiles.empty(tiles.n) if weighted else None
+    of_tokens = {
+        "dx_ptr": grad_tokens,
+        "dv_ptr": grad_values,
+        "dkey_weight_ptr": grad_key_weights,
+    }
     both_sides = tiles.blocks == 1 and not wide
     if not both_sides:
         tiles.launch(
@@ -166,7 +192,7 @@ def token_gradient(
         dl_ptr=partial,
         ONE_BLOCK=both_sides,
     )
-    return grad_tokens, grad_values, partial.sum(2)
+    return TokenGradient(grad_tokens, partial.sum(2), grad_values, grad_key_weights)
 
 
 def _values_features(queries: QueryTerms | None, keys: KeyTerms | None) -> int:
@@ -192,30 +218,32 @@ def _query_arguments(queries: QueryTerms | None, d_v: int, dtype: torch.dtype) -
 
 
 def _key_arguments(keys: KeyTerms | None, d_v: int, dtype: torch.dtype) -> dict[str, object]:
-    values, grad_sums = (None, None) if keys is None else (keys.values, keys.grad_sums)
+    terms = dict.fromkeys(KeyTerms._fields) if keys is None else keys._asdict()
     return {
-        **rows_argument("v", values),
-        **weights_arguments("ds", "du", grad_sums, d_v, dtype),
+        **rows_argument("v", terms["values"]),
+        **weights_arguments("ds", "du", terms["grad_sums"], d_v, dtype),
+        "key_weight_ptr": terms["key_weights"],
+        "own_dkey_weight_ptr": terms["grad_key_weights"],
     }
 
 
 def _queries_then_keys(
     tokens: Tensor, landmarks: Tensor, queries: QueryTerms, keys: KeyTerms, **common: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> TokenGradient:
     """``token_gradient`` as the sum of two."""
-    grad_tokens, _, grad_landmarks = token_gradient(
-        tokens, landmarks, queries=queries, keys=None, **common
-    )
-    of_keys, grad_values, landmarks_of_keys = token_gradient(
-        tokens, landmarks, queries=None, keys=keys, **common
-    )
-    assert grad_values is not None
+    of_queries = token_gradient(tokens, landmarks, queries=queries, keys=None, **common)
+    of_keys = token_gradient(tokens, landmarks, queries=None, keys=keys, **common)
+    assert of_keys.values is not None
     if queries.diagonal is not None and queries.denominator is not None:
         own_share = (queries.diagonal / queries.denominator.abs())[..., None] * queries.grad
+        if keys.key_weights is not None:
+            own_share *= keys.key_weights[..., None]
         if common["padding"] is not None:
             own_share = own_share.masked_fill(common["padding"][:, None, :, None], 0)
-        grad_values += own_share
-    return grad_tokens.add_(of_keys), grad_values, grad_landmarks.add_(landmarks_of_keys)
+        of_keys.values.add_(own_share)
+    of_keys.tokens.add_(of_queries.tokens)
+    of_keys.landmarks.add_(of_queries.landmarks)
+    return of_keys
 
 
 @triton.jit
@@ -229,20 +257,21 @@ def _token_gradient(
     w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
     denominator_ptr, dd_ptr, diagonal_ptr, dc_ptr,
     middle_ptr, middle_rest_ptr, middle_unit_ptr, shift_ptr, floor,
-    # tokens as keys: V, dS and du
+    # tokens as keys: V, dS and du, w and the diagonal's share of dw
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
     ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row: tl.constexpr, du_ptr,
+    key_weight_ptr, own_dkey_weight_ptr,
     # outputs; of dL one for each stretch
-    dx_ptr, dv_ptr, dl_ptr,
+    dx_ptr, dv_ptr, dkey_weight_ptr, dl_ptr,
     # sizes
     n, m, heads, stretches, length, rate, scale, D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     ONE_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients from w = −s P ∘ dP over one stretch of tokens, in tiles of landmarks × tokens.
+    """Gradients from E = −s P ∘ dP over one stretch of tokens, in tiles of landmarks × tokens.
 
-        dX_i = Σ_j w_ij (x_i − l_j)      dV_i = Σ_j P_ij dS_j + c_i G_i / D̃_i
-        dL_j = Σ_i w_ij (l_j − x_i)
+        dX_i = Σ_j E_ij (x_i − l_j)      dV_i = w_i (Σ_j P_ij dS_j + c_i G_i / D̃_i)
+        dL_j = Σ_i E_ij (l_j − x_i)      dw_i = Σ_j P_ij (v_i · dS_j + du_j) + its diagonal's share
 
     A program that writes dL holds one block of landmarks; one that does not takes all in turn.
     """
@@ -254,6 +283,7 @@ def _token_gradient(
     DIAGONAL: tl.constexpr = diagonal_ptr is not None
     KEYS: tl.constexpr = v_ptr is not None
     ONES: tl.constexpr = du_ptr is not None
+    WEIGHTED: tl.constexpr = key_weight_ptr is not None
     WRITE_TOKENS: tl.constexpr = dx_ptr is not None
     HOLDS_ONE: tl.constexpr = dl_ptr is not None
     unit, pair, batch, head = pair_of_program(heads, stretches)
@@ -313,7 +343,7 @@ def _token_gradient(
         if DIAGONAL and ONE_BLOCK:
             # [BLOCK_M, BLOCK_M] twice
             middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
-    # Σ_i w_ij x_i and Σ_i w_ij
+    # Σ_i E_ij x_i and Σ_i E_ij
     slope_x = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     slopes = tl.zeros([BLOCK_M], tl.float32)
     token = tl.arange(0, BLOCK_N)
@@ -333,6 +363,11 @@ def _token_gradient(
         if QUOTIENT:
             denominator = tl.load(denominator_ptr + at, mask=inside, other=1.0)
             share = 1 / tl.abs(denominator)
+        if WEIGHTED:
+            weight = tl.load(key_weight_ptr + at, mask=valid, other=0.0)
+            dweight = tl.zeros([BLOCK_N], tl.float32)
+        else:
+            weight = 1.0
         x_columns = tl.trans(x)
         # [BLOCK_D, BLOCK_N], [BLOCK_V, BLOCK_N]
         dx = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
@@ -369,10 +404,17 @@ def _token_gradient(
                 if HOLDS_ONE:
                     # At once: it occupies registers.
                     _store_dv(
-                        dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
-                        D_V, BLOCK_V,
+                        dv_ptr, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
+                        D_V, BLOCK_V, WEIGHTED,
                     )  # fmt: skip
             dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            if WEIGHTED:
+                v_columns = tl.trans(v)
+                dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
+                dp += du[:, None]
+                dweight += tl.sum(p * dp, 0)
+                # Multiplied by the share again below.
+                dp = (weight / share)[None, :] * dp
             if DIAGONAL:
                 if ONE_BLOCK:
                     middle_p = middle_unit * dot(
@@ -384,7 +426,7 @@ def _token_gradient(
                         middle_unit, center_ptr, rows, m, rate, D, BLOCK_M, BLOCK_D, PRECISION,
                     )  # fmt: skip
                 dc = tl.load(dc_ptr + at, mask=inside, other=0.0)
-                dp = -(dc / share)[None, :] * middle_p
+                dp -= (dc / share)[None, :] * middle_p
             if QUERIES:
                 g_columns = tl.trans(g)
                 dp = add_dot(dp, w_unit, w, w_rest, g_columns, g_columns, W_PIECES, 1, PRECISION)
@@ -397,10 +439,10 @@ def _token_gradient(
                     dp += dd[None, :] * z[:, None] + dt[None, :] * tl.abs(z)[:, None]
                 else:
                     dp += dd[None, :]
-            if KEYS:
+            if KEYS and not WEIGHTED:
                 v_columns = tl.trans(v)
                 dp = add_dot(dp, ds_unit, ds, ds_rest, v_columns, v_columns, PIECES, 1, PRECISION)
-            if ONES:
+            if ONES and not WEIGHTED:
                 dp += du[:, None]
             slope = -scale * p * dp
             slope_first, slope_rest, slope_unit = split(slope, DTYPE, False)
@@ -416,9 +458,13 @@ def _token_gradient(
             store_rows(dx_ptr, first, token, D, tl.trans(dx), inside, D, BLOCK_D)
             if KEYS and not HOLDS_ONE:
                 _store_dv(
-                    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
-                    D_V, BLOCK_V,
+                    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
+                    D_V, BLOCK_V, WEIGHTED,
                 )  # fmt: skip
+            if WEIGHTED:
+                if own_dkey_weight_ptr is not None:
+                    dweight += tl.load(own_dkey_weight_ptr + at, mask=valid, other=0.0)
+                tl.store(dkey_weight_ptr + at, dweight, mask=inside)
     if HOLDS_ONE:
         dl = slopes[:, None] * l.to(tl.float32) - slope_x
         store_rows(dl_ptr, unit * m + own, landmark, D, dl, rows < m, D, BLOCK_D)
@@ -426,12 +472,14 @@ def _token_gradient(
 
 @triton.jit
 def _store_dv(
-    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, inside,
-    D_V: tl.constexpr, BLOCK_V: tl.constexpr,
+    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
+    D_V: tl.constexpr, BLOCK_V: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """Stores dV of a tile of tokens, [BLOCK_V, tokens]; the exact diagonal adds c_i G_i / D̃_i."""
     dv = tl.trans(dv)
     if diagonal_ptr is not None:
         c = tl.load(diagonal_ptr + at, mask=inside, other=0.0)
         dv += (c * share)[:, None] * g.to(tl.float32)
+    if WEIGHTED:
+        dv *= weight[:, None]
     store_rows(dv_ptr, first, token, D_V, dv, inside, D_V, BLOCK_V)

@@ -31,9 +31,10 @@ def tokens_to_landmarks(
     padding: Tensor | None = None,
     landmark_padding: Tensor | None = None,
     row_shift: Tensor | None = None,
+    key_weights: Tensor | None = None,
     with_ones: bool = False,
 ) -> Tensor:
-    """S = Pᵀ V, and u = Pᵀ 1 as one more column, with P_ij = 2^(−rate ‖x_i − l_j‖² − shift_i).
+    """S = Pᵀ V, and u = Pᵀ 1 as one more column, with P_ij = w_i 2^(−rate ‖x_i − l_j‖² − shift_i).
 
     Args:
         landmarks: L, (batch, heads, m, d).
@@ -43,7 +44,8 @@ def tokens_to_landmarks(
         center: (batch, heads, d), subtracted from tokens and landmarks.
         padding: (batch, n), True at padded tokens, which are ignored.
         landmark_padding: (batch, m), True at padded landmarks, which are ignored; their sums are 0.
-        row_shift: (batch, heads, n), float32.
+        row_shift: (batch, heads, n), float32; None is 0.
+        key_weights: w, from 0 to 1, likewise; None is 1.
         with_ones: whether to compute u.
 
     Returns:
@@ -63,6 +65,7 @@ def tokens_to_landmarks(
         **rows_argument("v", values),
         l_padding_ptr=padding_argument(landmark_padding),
         shift_ptr=row_shift,
+        key_weight_ptr=key_weights,
         partial_ptr=partial,
         ONES=with_ones,
     )
@@ -75,7 +78,7 @@ def _tokens_to_landmarks(
     x_ptr, x_batch, x_head, x_row: tl.constexpr,
     l_ptr, l_batch, l_head, l_row: tl.constexpr,
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
-    center_ptr, padding_ptr, l_padding_ptr, shift_ptr,
+    center_ptr, padding_ptr, l_padding_ptr, shift_ptr, key_weight_ptr,
     # sums, (batch, heads, stretches, m, D_V + ONES)
     partial_ptr,
     # sizes
@@ -98,6 +101,8 @@ def _tokens_to_landmarks(
         l_padding_ptr += batch * m
     if shift_ptr is not None:
         shift_ptr += pair * n
+    if key_weight_ptr is not None:
+        key_weight_ptr += pair * n
     partial_ptr += unit * m * (D_V + ONES)
 
     block = tl.program_id(1).to(tl.int64) * BLOCK_M
@@ -122,6 +127,8 @@ def _tokens_to_landmarks(
         if shift_ptr is not None:
             e = shifted(e, tl.load(shift_ptr + first + token, mask=valid, other=0.0), real)
         p = tl.exp2(e)
+        if key_weight_ptr is not None:
+            p *= tl.load(key_weight_ptr + first + token, mask=valid, other=0.0)[None, :]
         p_first, p_rest, _ = split(p, DTYPE, True)
         sums += dot(p_first, p_rest, v, v, PIECES, 1, PRECISION)
         if ONES:

@@ -68,7 +68,6 @@ def select_backend(
     query: Tensor,
     value: Tensor | None = None,
     landmarks: Tensor | None = None,
-    normalization: str = "none",
 ) -> Backend:
     """The backend of a call.
 
@@ -77,8 +76,6 @@ def select_backend(
     """
     choice = explain_impl(query, value, landmarks, impl)
     obstacle = choice.reason if choice.name == "eager" else None
-    if obstacle is None and normalization == "softmax":
-        obstacle = "normalization='softmax' has no Triton kernel yet"
     on_triton = _granted(impl, obstacle)
     return TRITON if on_triton else EAGER
 

@@ -21,11 +21,11 @@ def landmark_attention(
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
-    """See ``Backend.landmark_attention``; there are no ``key_weights`` yet."""
-    assert key_weights is None
+    """See ``Backend.landmark_attention``."""
     padding = _contiguous(key_padding_mask)
+    weights = None if key_weights is None else key_weights.squeeze(-1)
     output, *_ = _through_landmarks(
-        query, key, value, landmarks, middle.float(), padding, scale, quotient
+        query, key, value, landmarks, middle.float(), weights, padding, scale, quotient
     )
     return output
 

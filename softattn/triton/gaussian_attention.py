@@ -82,7 +82,7 @@ def gaussian_attention_gradient(
         # The row sums' term, −G_i · O_i.
         grad_sums = -(grad.float() * output.float()).sum(-1)
         queries = QueryTerms(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
-    grad_query, _, grad_key = token_gradient(
+    grad_query, grad_key, *_ = token_gradient(
         query, keys, queries=queries, keys=None, scale=scale, **common
     )
     grad_value = tokens_to_landmarks(keys, query, grad, row_shift=queries.row_shift, **common)

@@ -45,10 +45,27 @@ def problem(request, device):
     return request.param, on_device, wide
 
 
-def test_tokens_to_landmarks(problem):
+def key_weights(weighted):
+    """w of 40 keys in float32's numbers, or ones; and the kernels' argument for them."""
+    if not weighted:
+        return torch.ones(2, 2, 40, dtype=torch.float64), None
+    weights = normal(2, 2, 40, seed=20).sigmoid().float()
+    return weights.double(), weights
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tokens_to_landmarks(problem, weighted):
     dtype, on, wide = problem
-    sums = kernels.tokens_to_landmarks(on["l"], on["x"], on["v"], rate=RATE, with_ones=True)
-    values = torch.cat([wide["v"], torch.ones_like(wide["v"][..., :1])], -1)
+    weights, argument = key_weights(weighted)
+    sums = kernels.tokens_to_landmarks(
+        on["l"],
+        on["x"],
+        on["v"],
+        rate=RATE,
+        key_weights=argument if argument is None else argument.to(on["m"]),
+        with_ones=True,
+    )
+    values = torch.cat([wide["v"], torch.ones_like(wide["v"][..., :1])], -1) * weights[..., None]
     assert_keeps_digits(sums, wide["p"].mT @ values, wide["p"].mT @ values.abs(), dtype)
 
 
@@ -63,9 +80,11 @@ def test_landmarks_to_tokens(problem, unit):
     assert_keeps_digits(result.output / unit, truth, terms, dtype)
 
 
-@pytest.mark.parametrize("diagonal", [False, True])
-def test_landmarks_to_tokens_with_the_quotient(problem, diagonal):
+@pytest.mark.parametrize(("diagonal", "weighted"), [(False, False), (True, False), (True, True)])
+def test_landmarks_to_tokens_with_the_quotient(problem, diagonal, weighted):
     dtype, on, wide = problem
+    weights, argument = key_weights(weighted)
+    argument = argument if argument is None else argument.to(on["m"])
     p, w = wide["p"].clone(), wide["w"].clone()
     # With z of one sign no row is at the floor; with these signs some are.
     w[..., -1] *= torch.tensor([1.0, -0.9]).repeat(10)
@@ -76,7 +95,7 @@ def test_landmarks_to_tokens_with_the_quotient(problem, diagonal):
         rate=RATE,
         dtype=torch.float32,
         floor=FLOOR,
-        diagonal=kernels.Diagonal(on["v"], on["m"]) if diagonal else None,
+        diagonal=kernels.Diagonal(on["v"], on["m"], argument) if diagonal else None,
     )
     form = ((p @ wide["m"]) * p).sum(-1)
     c = (1 - form).clamp(0, 1) if diagonal else torch.zeros_like(form)
@@ -84,8 +103,8 @@ def test_landmarks_to_tokens_with_the_quotient(problem, diagonal):
     if not diagonal:
         p = p / p.amax(-1, keepdim=True)
         assert_keeps_digits(result.row_shift, shift, 1 + shift.abs(), dtype)
-    denominator = (p @ w[..., -1:])[..., 0] + c
-    lowest = FLOOR * ((p @ w[..., -1:].abs())[..., 0] + c)
+    denominator = (p @ w[..., -1:])[..., 0] + c * weights
+    lowest = FLOOR * ((p @ w[..., -1:].abs())[..., 0] + c * weights)
     at_floor = denominator < lowest
     assert at_floor.any() and not at_floor.all()
     denominator = torch.maximum(denominator, lowest)
@@ -95,7 +114,7 @@ def test_landmarks_to_tokens_with_the_quotient(problem, diagonal):
     numerator = p @ w[..., :-1]
     if diagonal:
         assert_keeps_digits(result.diagonal, c, terms, dtype)
-        numerator = numerator + c[..., None] * wide["v"]
+        numerator = numerator + (c * weights)[..., None] * wide["v"]
     output = numerator / denominator[..., None]
     terms = terms * (1 + output.abs().amax()) / denominator.amin()
     assert_keeps_digits(result.output, output, terms, dtype)
@@ -112,9 +131,10 @@ def test_output_is_zero_where_all_terms_underflow(problem):
     assert (result.output[1] != 0).all()
 
 
-@pytest.mark.parametrize("diagonal", [False, True])
-def test_quotient_gradient(problem, diagonal):
+@pytest.mark.parametrize(("diagonal", "weighted"), [(False, False), (True, False), (True, True)])
+def test_quotient_gradient(problem, diagonal, weighted):
     dtype, on, wide = problem
+    weights, argument = key_weights(weighted)
     p, g, v, z = wide["p"], wide["g"], wide["v"], wide["w"][..., -1].clone()
     z[..., ::3] *= -1
     denominator = 1 + p.sum(-1).float().double()
@@ -136,6 +156,7 @@ def test_quotient_gradient(problem, diagonal):
         row_shift=None if diagonal else shift.to(on["m"]),
         values=on["v"] if diagonal else None,
         diagonal=c.to(on["m"]) if diagonal else None,
+        key_weights=argument if argument is None else argument.to(on["m"]),
     )
     of_divisor = -(g * output).sum(-1) / denominator
     assert_keeps_digits(
@@ -143,7 +164,8 @@ def test_quotient_gradient(problem, diagonal):
     )
     dd, dt = of_divisor.masked_fill(at_floor, 0), FLOOR * of_divisor.masked_fill(~at_floor, 0)
     # A diagonal at 0 or 1 is clamped: it has no gradient.
-    dc = ((g * v).sum(-1) / denominator + dd + dt).masked_fill((c <= 0) | (c >= 1), 0)
+    of_own_weight = (g * v).sum(-1) / denominator + dd + dt
+    dc = (weights * of_own_weight).masked_fill((c <= 0) | (c >= 1), 0)
     columns = torch.cat([g / denominator[..., None], dd[..., None]], -1)
     of_weights = p.mT @ columns
     of_weights[..., -1] += z.sign() * (p.mT @ dt[..., None])[..., 0]
@@ -151,17 +173,21 @@ def test_quotient_gradient(problem, diagonal):
     if not diagonal:
         assert through.diagonal is None and through.middle is None
         return
-    assert_keeps_digits(through.diagonal, dc, dc, dtype)
+    assert_keeps_digits(through.diagonal, dc, of_own_weight, dtype)
+    if weighted:
+        assert_keeps_digits(through.key_weights, c * of_own_weight, of_own_weight, dtype)
     middle = -p.mT @ (dc[..., None] * p)
     assert_keeps_digits(through.middle, middle, p.mT @ (dc[..., None].abs() * p), dtype)
 
 
-def test_token_gradient_of_the_landmarks(problem):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_token_gradient_of_the_landmarks(problem, weighted):
     dtype, on, wide = problem
+    weights, argument = key_weights(weighted)
     at_floor = torch.arange(40) % 7 == 0
     p, x, landmarks, g, v, w, m = (wide[name] for name in "pxlgvwm")
     share = 1 / (1 + p.sum(-1)).float().double()
-    dd, dc, c = (normal(2, 2, 40, seed=seed).float().double() for seed in (11, 12, 13))
+    dd, dc, c, own = (normal(2, 2, 40, seed=seed).float().double() for seed in (11, 12, 13, 15))
     ds = normal(2, 2, 20, 4, seed=14).float().double()
     numbers = {"dtype": torch.float32, "device": on["x"].device}
     queries = kernels.QueryTerms(
@@ -175,7 +201,9 @@ def test_token_gradient_of_the_landmarks(problem):
         floor=FLOOR,
     )
     keys = kernels.KeyTerms(on["v"], ds.to(**numbers))
-    _, grad_values, grad_landmarks = kernels.token_gradient(
+    if weighted:
+        keys = keys._replace(key_weights=argument.to(**numbers), grad_key_weights=own.to(**numbers))
+    of_tokens = kernels.token_gradient(
         on["x"], on["l"], queries=queries, keys=keys, rate=RATE, scale=SCALE
     )
 
@@ -185,14 +213,19 @@ def test_token_gradient_of_the_landmarks(problem):
         z = torch.where(at_floor[:, None], FLOOR * z.abs(), z)
         dp = share[..., None] * (f(g) @ f(w[..., :-1]).mT) + f(dd)[..., None] * f(z)
         through = f(dc)[..., None] * (p @ f(m + m.mT))
-        keys = f(v) @ f(ds[..., :-1]).mT + f(ds[..., -1:]).mT
+        keys = weights[..., None] * (f(v) @ f(ds[..., :-1]).mT + f(ds[..., -1:]).mT)
         return SCALE * p * (dp + through + keys) if absolute else -SCALE * p * (dp - through + keys)
 
     w_ij, terms = slopes(False), slopes(True)
     truth = w_ij.sum(-2)[..., None] * landmarks - w_ij.mT @ x
     most = terms.sum(-2)[..., None] * landmarks.abs() + terms.mT @ x.abs()
-    assert_keeps_digits(grad_landmarks, truth, most, dtype)
-    values = p @ ds[..., :-1] + (c * share)[..., None] * g
+    assert_keeps_digits(of_tokens.landmarks, truth, most, dtype)
+    of_sums = p @ ds
+    if weighted:
+        of_weights = (v * of_sums[..., :-1]).sum(-1) + of_sums[..., -1] + own
+        most = (v.abs() * (p @ ds[..., :-1].abs())).sum(-1) + (p @ ds[..., -1:].abs())[..., 0]
+        assert_keeps_digits(of_tokens.key_weights, of_weights, most + own.abs(), dtype)
+    values = weights[..., None] * (of_sums[..., :-1] + (c * share)[..., None] * g)
     most = p @ ds[..., :-1].abs() + ((c * share)[..., None] * g).abs()
     rounding = torch.finfo(dtype).eps * values.abs().amax() + ROUNDING[dtype] * most.amax()
-    assert (grad_values.cpu().double() - values).abs().amax() <= rounding
+    assert (of_tokens.values.cpu().double() - values).abs().amax() <= rounding

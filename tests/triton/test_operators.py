@@ -33,17 +33,28 @@ def assert_close(actual, expected):
     assert (actual - expected).abs().amax() <= 1e-4 * expected.abs().amax()
 
 
-@pytest.mark.parametrize("quotient", [False, True])
+@pytest.mark.parametrize(("quotient", "weighted"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("crossed", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-def test_opcheck_of_landmark_attention(device, quotient, crossed, padded):
-    query, key, value, landmarks, middle = tensors(
-        device, (2, 1, 5, 3), (2, 1, 5, 3), (2, 1, 5, 4), (2, 1, 2, 3), (2, 1, 2, 2)
+def test_opcheck_of_landmark_attention(device, quotient, weighted, crossed, padded):
+    query, key, value, landmarks, middle, weights = tensors(
+        device, (2, 1, 5, 3), (2, 1, 5, 3), (2, 1, 5, 4), (2, 1, 2, 3), (2, 1, 2, 2), (2, 1, 5)
     )
+    weights = weights.detach().sigmoid().requires_grad_() if weighted else None
     padding = torch.zeros(2, 5, dtype=torch.bool, device=device) if padded else None
     torch.library.opcheck(
         operators.landmark_attention,
-        (query, key if crossed else None, value, landmarks, middle, padding, 0.5, quotient),
+        (
+            query,
+            key if crossed else None,
+            value,
+            landmarks,
+            middle,
+            weights,
+            padding,
+            0.5,
+            quotient,
+        ),
     )
 
 
