@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from examples.distil.costs import measure_costs, table_of_costs
 from examples.distil.recipe import Recipe
@@ -22,6 +23,7 @@ from examples.training.screen import Screen
 
 def main(arguments: list[str] | None = None) -> None:
     """Teaches as the command line says, or prints what is wrong with it."""
+    disable_progress_bar()  # of transformers, which would break ours
     options = vars(_parser().parse_args(arguments))
     model, paths, lengths = (options.pop(name) for name in ("model", "text", "costs"))
     settings = Settings(out=options.pop("out"), save_minutes=options.pop("save_minutes"))
