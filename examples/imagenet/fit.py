@@ -124,6 +124,8 @@ def start(
 class _Classification:
     """The task of the loop; see ``training.loop.Task``."""
 
+    samples = "images"
+
     def __init__(
         self,
         recipe: Recipe,
@@ -139,7 +141,7 @@ class _Classification:
         self.training = training
         self.share = share
         self.screen = screen
-        self.images_per_update = loading.images_per_update(recipe, share)
+        self.samples_per_update = loading.images_per_update(recipe, share)
         preparation = classifier.preparation
         self.transform = loading.training_transform(recipe, preparation)
         self.val_batches = loading.evaluation_batches(

@@ -43,10 +43,12 @@ class Settings:
 class Task(Protocol):
     """What a training learns, and from what.
 
-    images_per_update: number of images in an update, over all processes.
+    samples: what its samples are called, such as "images".
+    samples_per_update: number of samples in an update, over all processes.
     """
 
-    images_per_update: int
+    samples: str
+    samples_per_update: int
 
     def batches(self, epoch: int, first_update: int) -> Iterable[Sequence[Any]]:
         """The batches of each update of an epoch (from 0), from ``first_update`` on."""
@@ -133,22 +135,22 @@ class Loop:
             )
 
     def _train_epoch(self, advance: Advance, interruption: Interruption) -> float:
-        """Does the rest of an epoch; returns images per second."""
+        """Does the rest of an epoch; returns samples per second."""
         training = self.training
         description = f"epoch {training.epoch + 1} of {self.epochs}"
         self.screen.unreadable = 0
         first, start = training.updates, time.perf_counter()
 
-        def images_per_second() -> float:
-            images = (training.updates - first) * self.task.images_per_update
-            return images / (time.perf_counter() - start)
+        def samples_per_second() -> float:
+            samples = (training.updates - first) * self.task.samples_per_update
+            return samples / (time.perf_counter() - start)
 
         for batches in self.task.batches(training.epoch, training.updates_into_epoch):
             training.update(batches)
             look = training.updates % LOOK_EVERY == 0
             advance(
                 description=f"{description}, loss {training.mean_loss():.3f}, "
-                f"{images_per_second():.0f} images/s"
+                f"{samples_per_second():.3g} {self.task.samples}/s"
                 if look
                 else None
             )
@@ -159,9 +161,9 @@ class Loop:
                     self._save()
         # Reading the loss waits for a GPU to finish.
         training.mean_loss()
-        return images_per_second()
+        return samples_per_second()
 
-    def _close_epoch(self, images_per_second: float) -> None:
+    def _close_epoch(self, samples_per_second: float) -> None:
         """Evaluates the model, records the epoch and saves the weights."""
         training = self.training
         unreadable = torch.tensor(self.screen.unreadable, device=self.accelerator.device)
@@ -173,7 +175,7 @@ class Loop:
             "lr": training.learning_rate,
             "train_loss": training.mean_loss(),
             **self.task.evaluate(),
-            "images_per_second": images_per_second,
+            f"{self.task.samples}_per_second": samples_per_second,
             "unreadable": int(unreadable),
         }
         self.history.epochs.append(epoch)

@@ -33,6 +33,12 @@ def softmax_query_and_weights(
     return query if mean is None else (query + mean).to(query.dtype), weights
 
 
+def mean_key(key: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """μ, by which the query of cross-attention is moved: the mean key, (batch, heads, 1, d)."""
+    padding = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
+    return _mean(_blanked(key, padding), padding)
+
+
 def log_weight_range(
     query: Tensor, key: Tensor | None, scale: float, key_padding_mask: Tensor | None
 ) -> Tensor:
@@ -47,15 +53,23 @@ def _mean_and_log_weights(
     query: Tensor, key: Tensor | None, scale: float, padding: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """The mean key of cross-attention or None, and log w, (batch, heads, n_k, 1)."""
-    keys = query if key is None else key
-    keys = keys.to(compute_dtype(keys))
-    if padding is not None:
-        keys = keys.masked_fill(padding, 0)
+    keys = _blanked(query if key is None else key, padding)
     if key is None:
         return None, keys.square().sum(-1, keepdim=True) * (scale / 2)
-    left = torch.ones_like(keys[:, :1, :, :1]) if padding is None else (~padding).to(keys.dtype)
-    mean = keys.sum(2, keepdim=True) / left.sum(2, keepdim=True).clamp(min=1)
+    mean = _mean(keys, padding)
     return mean, (keys - mean).square().sum(-1, keepdim=True) * (scale / 2)
+
+
+def _blanked(keys: Tensor, padding: Tensor | None) -> Tensor:
+    """The keys in the precision of the weights, with padding set to 0."""
+    keys = keys.to(compute_dtype(keys))
+    return keys if padding is None else keys.masked_fill(padding, 0)
+
+
+def _mean(keys: Tensor, padding: Tensor | None) -> Tensor:
+    """The mean over the tokens that are left, (batch, heads, 1, d), of keys whose padding is 0."""
+    left = torch.ones_like(keys[:, :1, :, :1]) if padding is None else (~padding).to(keys.dtype)
+    return keys.sum(2, keepdim=True) / left.sum(2, keepdim=True).clamp(min=1)
 
 
 def _bounds(log_weights: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class SoftmaxFreeViTAttention(nn.Module):
         num_prefix_tokens: int,
         *,
         landmarks: LandmarkSampler | None = None,
-        normalization: str = "token",
+        normalization: str = "softmax",
         pinv: str | Callable[[Tensor], Tensor] | None = None,
         impl: str = "auto",
     ) -> None:
@@ -201,7 +201,7 @@ def swap_attention(
     *,
     blocks: Collection[int] | None = None,
     landmarks: LandmarkSampler | None = None,
-    normalization: str = "token",
+    normalization: str = "softmax",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     impl: str = "auto",
 ) -> SwapReport:

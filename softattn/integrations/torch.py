@@ -62,7 +62,7 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         device: of the parameters.
         dtype: of the parameters.
         landmarks: a ``LandmarkSampler``; ``AvgPoolLandmarks(49)`` by default.
-        normalization: ``"token"`` by default, whose weights sum to 1 as those of softmax do; see
+        normalization: ``"softmax"`` by default, whose exact operator is softmax attention; see
             ``softmax_free_attention``.
         pinv: what inverts the landmarks' Gram matrix, see ``softmax_free_attention``.
         impl: ``"eager"``, ``"triton"`` or ``"auto"``, see ``softmax_free_attention``.
@@ -96,7 +96,7 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         landmarks: LandmarkSampler | None = None,
-        normalization: str = "token",
+        normalization: str = "softmax",
         pinv: str | Callable[[Tensor], Tensor] | None = None,
         impl: str = "auto",
     ) -> None:
@@ -141,15 +141,15 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         attention: nn.MultiheadAttention,
         *,
         landmarks: LandmarkSampler | None = None,
-        normalization: str = "token",
+        normalization: str = "softmax",
         pinv: str | Callable[[Tensor], Tensor] | None = None,
         impl: str = "auto",
     ) -> Self:
         """Makes one with the projections of ``attention``.
 
-        ``qk_proj`` is the mean of the projections of queries and keys. The result equals
-        ``attention``, up to the landmarks' approximation, where these two were equal and all keys
-        have one norm. Elsewhere it needs training. Dropout of attention weights is left out.
+        ``qk_proj`` is the mean of the projections of queries and keys. Where these two were equal,
+        the result equals ``attention`` up to the landmarks' approximation; elsewhere it needs
+        training. Dropout of attention weights is left out.
 
         Args:
             attention: what to carry over; it is not changed.
@@ -238,7 +238,7 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
             The output in the layout of ``query``, and the weights or None. The weights are (batch,
             n_q, n_k), or (batch, num_heads, n_q, n_k) where they are not averaged, without the
             batch where there is none. Single weights can be a little below 0. The weights of a
-            query sum to 1 with ``"token"`` only.
+            query sum to 1 with ``"softmax"`` and ``"token"`` only.
 
         Raises:
             TypeError: inputs are not floating point, or the mask is neither bool nor floating.
@@ -352,7 +352,7 @@ def swap_attention(
     *,
     names: Collection[str] | None = None,
     landmarks: LandmarkSampler | None = None,
-    normalization: str = "token",
+    normalization: str = "softmax",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     impl: str = "auto",
 ) -> SwapReport:

@@ -11,8 +11,9 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softattn.attention import softmax_free_attention
+from softattn.common.key_weights import mean_key
 from softattn.common.padding import padding_of_additive_mask
-from softattn.common.validation import check_causal, check_operator_choices
+from softattn.common.validation import check_causal, check_choice, check_operator_choices
 from softattn.integrations.swap import SwapReport
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler, check_sampler, pool_landmarks
 from softattn.pinv import resolve_pinv
@@ -45,9 +46,10 @@ def register_attention(
     name: str = "softattn",
     *,
     landmarks: LandmarkSampler | None = None,
+    landmarks_from: str = "queries",
     grid: Sequence[int] | None = None,
     num_prefix_tokens: int = 0,
-    normalization: str = "token",
+    normalization: str = "softmax",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     impl: str = "auto",
 ) -> None:
@@ -57,11 +59,10 @@ def register_attention(
     ``AttentionInterface``. ``set_attention`` checks the latter; ``from_config`` and
     ``from_pretrained`` accept the name for any model.
 
-    Queries and keys keep their own projections. With the model's scaling s, the weights
-    exp(−s ‖q − k‖² / 2), divided by their sum over the keys, are the softmax of
-    s · (q · k − ‖k‖² / 2). The norm of a query makes no difference, and long keys count less than
-    in softmax attention, unless all keys have one norm. Weights that were trained with softmax need
-    training again.
+    Queries and keys keep their own projections. ``"softmax"``, the default normalization, has the
+    model's own softmax attention as its exact operator, see ``softmax_free_attention``. What is
+    left to approximate is the kernel between queries and keys through the landmarks, and a model
+    that was trained with softmax recovers from it with some training.
 
     The first forward refuses, with the reason, what is not supported: causal attention, masks other
     than padding, dropout of attention weights, biases and windows. It also refuses models that add
@@ -73,6 +74,10 @@ def register_attention(
     Args:
         name: the value of ``attn_implementation``; a name can be registered again.
         landmarks: a ``LandmarkSampler`` without parameters; ``AvgPoolLandmarks(49)`` by default.
+        landmarks_from: ``"queries"`` or ``"keys"``: which of them landmarks are pooled from. Where
+            there are more or fewer queries than keys it is the keys, because the padding of such
+            queries is not known. ``"keys"`` is better where queries are far from all keys, see
+            docs/integrations.md.
         grid: the sizes of a map of tokens, for a vision model; one dimension by default.
         num_prefix_tokens: number of tokens before the grid, such as class and register tokens;
             landmarks are not pooled from them.
@@ -93,6 +98,7 @@ def register_attention(
     if name == "eager" or not (taken is None or isinstance(taken, _SoftmaxFreeAttention)):
         raise ValueError(f"name {name!r} belongs to another implementation; choose another one")
     check_sampler(landmarks)
+    check_choice("landmarks_from", landmarks_from, ("queries", "keys"))
     check_operator_choices(normalization, impl)
     sampler = AvgPoolLandmarks() if landmarks is None else landmarks
     if any(True for _ in sampler.parameters()):
@@ -102,6 +108,7 @@ def register_attention(
         )
     attention = _SoftmaxFreeAttention(
         sampler,
+        landmarks_from,
         None if grid is None else tuple(grid),
         num_prefix_tokens,
         normalization,
@@ -165,6 +172,7 @@ class _SoftmaxFreeAttention:
     """An attention function of transformers."""
 
     landmarks: LandmarkSampler
+    landmarks_from: str
     grid: tuple[int, ...] | None
     num_prefix_tokens: int
     normalization: str
@@ -190,14 +198,16 @@ class _SoftmaxFreeAttention:
         _check_causal(module, is_causal)
         _check_options(dropout, others)
         padding = _padding_of(attention_mask)
-        landmarks, landmark_padding = pool_landmarks(
-            self.landmarks, key, padding, grid=self.grid, num_prefix_tokens=self.num_prefix_tokens
-        )
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
-            key, value, landmarks = (
-                tensor.repeat_interleave(groups, 1) for tensor in (key, value, landmarks)
-            )
+            key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+        landmarks, landmark_padding = pool_landmarks(
+            self.landmarks,
+            self._tokens_to_pool(query, key, padding),
+            padding,
+            grid=self.grid,
+            num_prefix_tokens=self.num_prefix_tokens,
+        )
         attended = softmax_free_attention(
             query,
             key,
@@ -211,6 +221,14 @@ class _SoftmaxFreeAttention:
             impl=self.impl,
         )
         return attended.transpose(1, 2).contiguous(), None
+
+    def _tokens_to_pool(self, query: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
+        """The keys, or the queries in the place to which the operator moves them."""
+        if self.landmarks_from == "keys" or query.shape[2] != key.shape[2]:
+            return key
+        if self.normalization != "softmax":
+            return query
+        return (query + mean_key(key, padding)).to(query.dtype)
 
 
 @dataclass(frozen=True)

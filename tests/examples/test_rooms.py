@@ -10,6 +10,7 @@ EXAMPLES = ROOT / "examples"
 ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "training": set(),
+    "distil": {"training"},
     "imagenet": {"models", "training"},
     "quickstart": set(),
     "attention_maps": {"quickstart"},

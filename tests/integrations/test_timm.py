@@ -93,7 +93,7 @@ def test_attention_is_that_of_the_parts(name, options, prefix):
         dim,
         softmax.num_heads,
         landmarks=AvgPoolLandmarks(4),
-        normalization="token",
+        normalization="softmax",
         bias=softmax.qkv.bias is not None,
     ).double()
     heads = softmax.num_heads

@@ -97,7 +97,7 @@ def test_weights_are_what_values_are_multiplied_by(normalization, case):
     expected = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
     silent = mask if case == "self" else torch.zeros(2, 9, dtype=torch.bool)
     torch.testing.assert_close(output, expected.masked_fill(silent[..., None], 0))
-    if normalization == "token":
+    if normalization in ("token", "softmax"):
         sums = weights.sum(-1).mean(1)
         torch.testing.assert_close(sums, (~silent).to(sums.dtype))
 

@@ -11,7 +11,7 @@ from support.strategies import normal
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from softattn import AvgPoolLandmarks, ConvLandmarks, reference
+from softattn import AvgPoolLandmarks, ConvLandmarks, reference, softmax_free_attention
 from softattn.integrations.transformers import register_attention, set_attention
 
 SIZES = {
@@ -64,14 +64,21 @@ def exact_gaussian(module, query, key, value, attention_mask, scaling, **_):
     return output.transpose(1, 2), None
 
 
-@pytest.fixture
-def exact():
-    """Implementations that agree: the exact one, and ours with every token a landmark."""
+@pytest.fixture(params=["softmax", "token"])
+def exact(request):
+    """Implementations that agree: ours with every token a landmark, and the exact one."""
     ours = "softattn-all-tokens"
-    register_attention(ours, landmarks=AvgPoolLandmarks(100), pinv=torch.linalg.inv)
+    options = {} if request.param == "softmax" else {"normalization": request.param}
+    register_attention(
+        ours,
+        landmarks=AvgPoolLandmarks(100),
+        landmarks_from="keys",
+        pinv=torch.linalg.inv,
+        **options,
+    )
     AttentionInterface.register("gaussian", exact_gaussian)
     AttentionMaskInterface.register("gaussian", lambda attention_mask=None, **_: attention_mask)
-    return ours, "gaussian"
+    return ours, "sdpa" if request.param == "softmax" else "gaussian"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +94,9 @@ def test_text_models_run_the_attention_that_they_are_told_to(config, exact):
     ours, theirs = (model_of(config, name)(**inputs).last_hidden_state for name in exact)
     kept = inputs["attention_mask"].bool()
     torch.testing.assert_close(ours[kept], theirs[kept])
-    softmax = model_of(config, "sdpa")(**inputs).last_hidden_state
-    assert not torch.allclose(ours[kept], softmax[kept])
+    other = "gaussian" if exact[1] == "sdpa" else "sdpa"
+    others = model_of(config, other)(**inputs).last_hidden_state
+    assert not torch.allclose(ours[kept], others[kept])
 
 
 @pytest.mark.parametrize(
@@ -139,6 +147,36 @@ def test_is_softmax_attention_where_keys_have_one_norm(exact):
         for name in (exact[0], "sdpa")
     ]
     torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("normalization", ["softmax", "token"])
+@pytest.mark.parametrize("source", ["queries", "keys"])
+def test_landmarks_are_pooled_from_queries_or_keys(source, normalization, padded):
+    """With "softmax" the operator moves the queries by the mean key; their landmarks move along."""
+    register_attention(
+        landmarks=AvgPoolLandmarks(4), landmarks_from=source, normalization=normalization
+    )
+    query, key, value = (normal(2, 3, 9, 8, seed=seed) + seed for seed in range(3))
+    kept = torch.arange(9) < torch.tensor([9, 6 if padded else 9])[:, None]
+    module = SimpleNamespace(is_causal=False, training=False)
+    additive = torch.zeros(2, 1, 1, 9).double().masked_fill(~kept[:, None, None], -torch.inf)
+
+    def attended(queries):
+        return ALL_ATTENTION_FUNCTIONS["softattn"](
+            module, queries, key, value, additive if padded else None, is_causal=False
+        )[0].transpose(1, 2)
+
+    for i, left in enumerate(kept):
+        q, k, v = (tokens[i : i + 1, :, left] for tokens in (query, key, value))
+        options = {"normalization": normalization}
+        moved = q + k.mean(2, keepdim=True) if normalization == "softmax" else q
+        pooled = AvgPoolLandmarks(4)(moved if source == "queries" else k)
+        expected = softmax_free_attention(q, k, v, pooled, **options)
+        torch.testing.assert_close(attended(query)[i : i + 1, :, left], expected)
+        # The padding of fewer queries than keys is not known.
+        of_keys = softmax_free_attention(q[:, :, :5], k, v, AvgPoolLandmarks(4)(k), **options)
+        torch.testing.assert_close(attended(query[:, :, :5])[i : i + 1], of_keys)
 
 
 def test_padding_is_ignored():
@@ -416,6 +454,7 @@ def test_dropout_of_a_model_in_training_is_refused():
         ({"name": "eager"}, ValueError, "belongs to another implementation"),
         ({"landmarks": 49}, TypeError, "must be a LandmarkSampler"),
         ({"landmarks": ConvLandmarks(4, 2)}, ValueError, "must have no parameters"),
+        ({"landmarks_from": "values"}, ValueError, "landmarks_from must be one of"),
         ({"normalization": "rows"}, ValueError, "normalization must be one of"),
         ({"impl": "cuda"}, ValueError, "impl must be one of"),
         ({"pinv": "exact"}, ValueError, "pinv must be one of"),
