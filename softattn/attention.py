@@ -58,8 +58,9 @@ def softmax_free_attention(
     queries, keys and landmarks are so far apart that the approximated row sum passes through 0;
     constant values then come back smaller. Where all terms underflow, the output is 0.
 
-    No n × m array is ever whole in memory, forward or backward. Kernel and inverse are computed in
-    float32 (float64 for float64 inputs), also under autocast.
+    P_q and P_k are computed in tiles, forward and backward. PyTorch's operations keep up to 64 MiB
+    of tiles from one pass over the tokens for the next. Kernel and inverse are computed in float32
+    (float64 for float64 inputs), also under autocast.
 
     Args:
         query: Q, (batch, heads, n_q, d), floating point.

@@ -1,8 +1,9 @@
 """Pictures of attention matrices, drawn from their factors with matplotlib.
 
 Each function returns a ``matplotlib.figure.Figure``, and none touches pyplot's state: a notebook
-shows it, and ``figure.savefig("attention.pdf")`` keeps it. Figures are as wide as a page of two
-columns, 7 inches, with text of 7 and 8 points.
+shows it, and ``figure.savefig("attention.pdf")`` keeps it. Figures are up to 7 inches wide, as a
+page of two columns. Text and background follow matplotlib's style; text is of its sizes "small" and
+"x-small", 8 and 7 points by default.
 """
 
 import math
@@ -24,7 +25,8 @@ except ImportError as error:
 
 _WIDTH = 7.0
 _PANELS_IN_A_LINE = 5
-_TEXT, _SMALL_TEXT = 8, 7
+_TEXT, _SMALL_TEXT = "small", "x-small"
+# Of marks on pictures, whose colours do not follow the style.
 _INK = "#24292f"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _HEAT = "magma"
@@ -92,7 +94,7 @@ def rows_on_grid(
     ):
         heat = _show_heat(panel, row_of_matrix[num_prefix_tokens:].view(grid), most)
         numbered = label if image is None else f"{i}  {label}"
-        panel.set_title(numbered, fontsize=_TEXT, color=_INK, loc="left", pad=3)
+        panel.set_title(numbered, fontsize=_TEXT, loc="left", pad=3)
         if mark_queries and place >= 0:
             row, column = divmod(place, grid[1])
             panel.plot(column, row, "o", ms=5, mfc="none", mec="white", mew=1.8)
@@ -102,7 +104,7 @@ def rows_on_grid(
             share = (
                 f"{100 * given / n:.1f} %" if factors.denominator is not None else f"{given:.3g}"
             )
-            panel.set_xlabel(f"to prefix tokens {share}", fontsize=_SMALL_TEXT, color=_INK)
+            panel.set_xlabel(f"to prefix tokens {share}", fontsize=_SMALL_TEXT)
     _colour_bar(figure, heat, maps, unit, rows[:, num_prefix_tokens:], most)
     return figure
 
@@ -150,7 +152,7 @@ def received_on_grid(
         heat.set_alpha(0.75)
     if num_prefix_tokens:
         each = ", ".join(f"{weight:.3g}" for weight in prefix.tolist())
-        panels[-1].set_xlabel(f"prefix tokens {each}", fontsize=_SMALL_TEXT, color=_INK)
+        panels[-1].set_xlabel(f"prefix tokens {each}", fontsize=_SMALL_TEXT)
     _colour_bar(figure, heat, panels[-1:], unit, weights, most)
     return figure
 
@@ -201,12 +203,12 @@ def rows_of_sequence(
         figure, panel = _draw_curves(rows, places, labels, unit, mark_queries)
     else:
         figure, panel = _draw_bars(rows, places, labels, unit, mark_queries)
-    panel.tick_params(labelsize=_SMALL_TEXT, colors=_INK)
+    panel.tick_params(labelsize=_SMALL_TEXT)
     if tokens is not None:
         panel.set_xticks(range(n), tokens, rotation=90 if max(map(len, tokens)) > 2 else 0)
         panel.tick_params(axis="x", length=0)
     else:
-        panel.set_xlabel("position", fontsize=_TEXT, color=_INK)
+        panel.set_xlabel("position", fontsize=_TEXT)
     return figure
 
 
@@ -224,13 +226,13 @@ def _draw_curves(
         panel.plot(row.numpy(), color=colour, lw=1.2, label=label)
         if mark:
             panel.plot(place, float(row[place]), "o", ms=5, mfc="white", mec=colour, mew=1.2)
-    panel.axhline(0, color="#d0d7de", lw=0.6, zorder=0)
+    panel.axhline(0, color="gray", lw=0.6, alpha=0.5, zorder=0)
     panel.margins(x=0.01)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.set_ylabel(unit, fontsize=_TEXT, color=_INK)
+    panel.set_ylabel(unit, fontsize=_TEXT)
     panel.legend(
         title="query", fontsize=_SMALL_TEXT, title_fontsize=_SMALL_TEXT, frameon=False,
-        loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=_INK, handlelength=1.2,
+        loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.2,
     )  # fmt: skip
     return figure, panel
 
@@ -329,5 +331,5 @@ def _colour_bar(
     extend = "max" if bool((weights > most).any()) else "neither"
     bar = figure.colorbar(heat, ax=panels, extend=extend, aspect=25, pad=0.02)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=_SMALL_TEXT, colors=_INK, length=2)
-    bar.set_label(unit, fontsize=_TEXT, color=_INK)
+    bar.ax.tick_params(labelsize=_SMALL_TEXT, length=2)
+    bar.set_label(unit, fontsize=_TEXT)

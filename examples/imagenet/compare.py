@@ -7,13 +7,16 @@ out/imagenet/comparison.png; the folders are the outputs of ``examples.imagenet.
 import argparse
 import csv
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.console import Console
 from rich.table import Table
 
+from examples import card
 from examples.imagenet import checkpoint
 from examples.training.atomic import replacing
 from examples.training.errors import InputError
@@ -82,19 +85,20 @@ def table(runs: list[Run]) -> Table:
     return drawn
 
 
+@matplotlib.rc_context(card.STYLE)
 def draw(runs: list[Run], path: Path) -> None:
     """Draws the accuracies over the epochs."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=150)
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained", dpi=160)
     axes = figure.subplots()
-    for run in runs:
-        axes.plot(range(1, len(run.top1) + 1), run.top1, marker=".", label=run.name)
+    for run, colour in zip(runs, cycle(card.COLOURS), strict=False):
+        epochs = range(1, len(run.top1) + 1)
+        axes.plot(epochs, run.top1, marker=".", label=run.name, color=colour)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 accuracy, validation")
+    axes.set_ylabel("validation accuracy, top-1")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.grid()
+    axes.legend()
     with replacing(path) as partial:
         figure.savefig(partial)
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from functools import partial
 
+import matplotlib
 import torch
 from rich.table import Table
 from sklearn.datasets import load_sample_image
@@ -11,8 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import softattn
+from examples import card
 from examples.quickstart.costs import Cost, Grid, Method, measure_costs
-from examples.quickstart.pictures import AttentionRows, draw_attention_rows
+from examples.quickstart.pictures import (
+    AttentionRows,
+    attention_row,
+    photograph_with_places,
+)
 from examples.quickstart.report import Report
 
 GRIDS: tuple[Grid, ...] = ((53, 80), (107, 160), (213, 320), (427, 640))
@@ -154,9 +160,12 @@ def show_attention_rows(report: Report) -> None:
     index = torch.tensor([y * width + x for y, x in places.values()])
     num_landmarks = NUM_LANDMARKS[-1]
     rows = attention_rows(photograph_tokens(grid), grid, num_landmarks, index)
-    draw_attention_rows(
-        report.new_picture("attention_rows.png"), photograph(grid), places, rows, num_landmarks
-    )
+    with matplotlib.rc_context(card.STYLE):
+        figures = {"photograph": photograph_with_places(photograph((427, 640)), PLACES)}
+        for number, (name, place) in enumerate(places.items(), 1):
+            figures[name] = attention_row(rows, number, name, place, grid)
+        for name, figure in figures.items():
+            figure.savefig(report.new_picture(f"attention_rows_{name}.png"), dpi=160)
     report.progress.remove_task(task)
     report.numbers["attention_rows"] = {
         "grid": grid,

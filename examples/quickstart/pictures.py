@@ -1,17 +1,21 @@
 """The pictures that the quickstart draws."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-INK = "#24292f"
-COLOURS = ("#0072b2", "#009e73", "#d55e00", "#6e7781")
+from examples import card
+
+# Inches, for photographs of 3 : 2.
+_PHOTOGRAPH_SIZE = (5.4, 3.95)
+_ROW_SIZE = (5.4, 8.6)
 
 
 @dataclass(frozen=True)
@@ -39,72 +43,62 @@ class AttentionRows:
         return (self.approximated - self.exact).abs().sum(-1) / 2
 
 
-def draw_attention_rows(
-    path: Path,
-    image: Tensor,
-    places: Mapping[str, tuple[int, int]],
-    rows: AttentionRows,
-    num_landmarks: int,
-) -> None:
-    """Draws the photograph with its places, and for each place the approximated and exact row.
+def photograph_with_places(image: Tensor, places: Mapping[str, tuple[float, float]]) -> Figure:
+    """The photograph, and on it the numbers of the places, from 1.
 
     Args:
-        path: of the picture.
         image: [height, width, 3].
-        places: (row, column) by name.
-        rows: of these places, with n = height · width.
-        num_landmarks: named in the title.
+        places: (row, column) by name, as shares of the height and the width.
     """
-    height, width, _ = image.shape
-    n = height * width
-    figure = Figure(figsize=(17, 5), layout="compressed")
-    panels = figure.add_gridspec(2, len(places) + 2)
-    photo = figure.add_subplot(panels[:, :2])
-    photo.imshow(image)
-    photo.set_title("The photograph and four of its tokens", loc="left", color=INK)
-    photo.axis("off")
-    photo.set_anchor("N")
-    for i, (name, place) in enumerate(places.items()):
-        _mark(photo, place, filled=True)
-        photo.annotate(
-            f"{i + 1}", place[::-1], ha="center", va="center", color=INK, fontsize=9, weight="bold"
-        )
-        # The colour scale covers the exact row, except its few largest entries.
-        most = float(np.quantile(n * rows.exact[i].numpy(), 0.998))
-        pair = []
-        for line, matrix in enumerate((rows.approximated, rows.exact)):
-            panel = figure.add_subplot(panels[line, i + 2])
-            weights = n * matrix[i].view(height, width).clamp(min=0)
-            heat = panel.imshow(weights, cmap="magma", vmin=0, vmax=most)
-            panel.set(xticks=[], yticks=[])
-            _mark(panel, place, filled=False)
-            pair.append(panel)
-            if i == 0:
-                panel.set_ylabel(("softattn", "exact")[line], color=INK, fontsize=12)
-        pair[0].set_title(f"{i + 1}  {name}", color=INK)
-        pair[0].text(
-            0.98, 0.96, f"{float(rows.misplaced_weight[i]):.1%} misplaced", color="white",
-            fontsize=9, ha="right", va="top", transform=pair[0].transAxes,
+    figure = Figure(figsize=_PHOTOGRAPH_SIZE, layout="constrained")
+    panel = figure.add_subplot()
+    panel.imshow(image, extent=(0, 1, 1, 0), aspect=image.shape[0] / image.shape[1])
+    panel.set_title("the photograph", loc="left")
+    panel.axis("off")
+    for number, (y, x) in enumerate(places.values(), 1):
+        panel.plot(x, y, "o", ms=18, mfc="white", mec=card.BACKGROUND, mew=1.3)
+        panel.annotate(
+            str(number), (x, y), ha="center", va="center_baseline", color=card.BACKGROUND,
+            fontsize="small", weight="bold",
         )  # fmt: skip
-        bar = figure.colorbar(
-            heat, ax=pair, orientation="horizontal", fraction=0.06, pad=0.03, extend="max"
-        )
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, colors=INK)
-    figure.suptitle(
-        f"What a token attends to: rows of the attention matrix over {n:,} tokens, from "
-        f"{num_landmarks} landmarks and exactly",
-        x=0.01, ha="left", fontsize=15, color=INK,
-    )  # fmt: skip
-    figure.supxlabel(
-        "Colour: weight as a multiple of 1/n. Misplaced: half the summed difference of the two "
-        "rows, whose weights sum to 1. Approximated entries\ncan be negative, here at most "
-        f"{float(rows.negative_weight.max()):.1%} of a row's weight in all; they are drawn as 0.",
-        x=0.01, ha="left", fontsize=10, color=INK,
-    )  # fmt: skip
-    figure.savefig(path, dpi=140)
+    return figure
 
 
+def attention_row(
+    rows: AttentionRows, number: int, name: str, place: tuple[int, int], grid: tuple[int, int]
+) -> Figure:
+    """The approximated row of one place above the exact one, on one scale of colours.
+
+    Args:
+        rows: of all places, with n = height · width.
+        number: of the place, from 1.
+        name: of the place.
+        place: its row and column, marked by a ring.
+        grid: height and width.
+    """
+    approximated, exact = (
+        math.prod(grid) * matrix[number - 1].view(grid).clamp(min=0)
+        for matrix in (rows.approximated, rows.exact)
+    )
+    # The colour scale covers the exact row, except its few largest entries.
+    most = float(exact.quantile(0.998))
+    figure = Figure(figsize=_ROW_SIZE, layout="constrained")
+    panels = figure.subplots(2)
+    misplaced = f"{float(rows.misplaced_weight[number - 1]):.1%} misplaced"
+    titles = (f"{number}  {name}, softattn: {misplaced}", "exact")
+    for panel, weights, title in zip(panels, (approximated, exact), titles, strict=True):
+        heat = panel.imshow(weights, cmap="magma", vmin=0, vmax=most)
+        panel.plot(place[1], place[0], "o", ms=8, mfc="none", mec="#00c8ff", mew=1.6)
+        panel.set_title(title, loc="left")
+        panel.axis("off")
+    bar = figure.colorbar(heat, ax=panels, orientation="horizontal", aspect=40, extend="max")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize="small")
+    bar.set_label("weight × n", fontsize="small")
+    return figure
+
+
+@matplotlib.rc_context(card.STYLE)
 def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) -> None:
     """Draws the test accuracy by epoch: the mean over seeds, and the range as a band.
 
@@ -112,9 +106,9 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
         path: of the picture.
         curves: by variant, the accuracy after each epoch for each seed.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    for (variant, runs), colour in zip(curves.items(), COLOURS, strict=False):
+    for (variant, runs), colour in zip(curves.items(), card.COLOURS, strict=False):
         error = 1 - np.array(runs)
         epochs = np.arange(1, error.shape[1] + 1)
         dashes = "--" if variant.startswith("softmax") else "-"
@@ -127,28 +121,11 @@ def draw_learning_curves(path: Path, curves: Mapping[str, list[list[float]]]) ->
     accuracies = np.array([0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99])
     axes.set_yticks(1 - accuracies, [f"{a:.0%}" for a in accuracies])
     axes.minorticks_off()
-    axes.grid(axis="y", color="#d0d7de", lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("epoch", color=INK)
-    axes.set_ylabel("test accuracy (logarithmic in the error)", color=INK)
+    axes.grid(axis="y")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy (logarithmic in the error)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     seeds = max(map(len, curves.values()))
-    axes.set_title(
-        f"Handwritten digits: one network, four attentions, {seeds} seed{'s' * (seeds > 1)}",
-        loc="left",
-        color=INK,
-    )
-    axes.legend(edgecolor="white", framealpha=1, labelcolor=INK, loc="lower right")
-    figure.savefig(path, dpi=140)
-
-
-def _mark(axes: Axes, place: tuple[int, int], *, filled: bool) -> None:
-    row, column = place
-    axes.scatter(
-        column,
-        row,
-        s=130 if filled else 40,
-        facecolor="white" if filled else "none",
-        edgecolor=INK if filled else "#00c8ff",
-        linewidth=1.3,
-    )
+    axes.set_title(f"handwritten digits, {seeds} seed{'s' * (seeds > 1)}", loc="left")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=160)

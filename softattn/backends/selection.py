@@ -47,8 +47,11 @@ def explain_impl(
         raise where the call would: then the reason says why ``impl`` cannot run.
 
     Examples:
-        >>> explain_impl(torch.randn(1, 2, 100, 32))
-        Implementation(name='eager', reason='the tensors are on cpu, Triton runs on CUDA and ROCm')
+        >>> choice = explain_impl(torch.randn(1, 2, 100, 32))
+        >>> choice.name
+        'eager'
+        >>> choice.reason
+        'the tensors are on cpu, Triton runs on CUDA and ROCm'
     """
     check_choice("impl", impl, IMPLEMENTATIONS)
     if impl == "eager":

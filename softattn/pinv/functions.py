@@ -51,16 +51,6 @@ def newton_pinv(
       precision, and ε₆₄ float64's; ‖A‖₂ is overestimated by a few percent. A singular value within
       rounding of the cut may enter with a factor between 0 and 1/σ; the residual shows it. The
       output is finite for finite matrices, unless it is too large for its dtype.
-
-      The arithmetic is in float64, so that float32 outputs are right to rounding. Float64 outputs
-      have a relative error of about ε₆₄ κ, with κ the ratio of ‖A‖₂ to the smallest singular value
-      that is kept, or to the cut if one is dropped close to it. The smaller of A V and V A is
-      symmetric to ε₆₄ κ, the larger to ε₆₄ κ². In float64 a matrix without full rank also loses
-      singular values below 8 ε₆₄ ‖A‖_F ‖V‖_F ‖A‖₂ that lie behind a wide gap.
-
-      Each matrix stops by its own residual, which is read back from the device at every step.
-      Given ``iterations`` it takes just these and reads nothing back, which ``torch.vmap`` needs;
-      110 suffice for every matrix.
     - ``"minimax"``: symmetric positive definite A + ridge · I, ridge > 0, whose entries are at most
       1 as those of a Gaussian Gram matrix are (for larger ones give ``iterations``). Each step is
       scaled to be the best for the interval that is known to hold the spectrum; the number of
@@ -70,6 +60,15 @@ def newton_pinv(
     - ``"soft_norm_official"``: what the authors' code does for SOFT-Norm: one α = 2 / ‖A‖₁² for the
       whole batch, halved up to ten times while ‖I − α A²‖₁ of any matrix exceeds 1.01, then 20
       steps. A matrix's result depends on the others in the batch; for the authors' checkpoints.
+
+    The arithmetic of ``"transpose"`` is in float64, so that float32 outputs are right to rounding.
+    Float64 outputs have a relative error of about ε₆₄ κ, with κ the ratio of ‖A‖₂ to the smallest
+    singular value that is kept, or to the cut if one is dropped close to it. The smaller of A V and
+    V A is symmetric to ε₆₄ κ, the larger to ε₆₄ κ². In float64 a matrix without full rank also
+    loses singular values below 8 ε₆₄ ‖A‖_F ‖V‖_F ‖A‖₂ that lie behind a wide gap. Each matrix stops
+    by its own residual, which is read back from the device at every step. Given ``iterations`` it
+    takes just these and reads nothing back, which ``torch.vmap`` needs; 110 suffice for every
+    matrix.
 
     The gradient of ``"transpose"`` and ``"minimax"`` is that of the pseudo-inverse itself, in
     closed form. That of the other two goes through their iterations, and so does that of all four

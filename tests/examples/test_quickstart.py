@@ -27,7 +27,7 @@ def test_quickstart(tmp_path):
         "none",
         "softmax",
     }
-    for picture in ("attention_rows.png", "digits.png"):
+    for picture in ("attention_rows_photograph.png", "attention_rows_sky.png", "digits.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
 
 
@@ -40,4 +40,4 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 0 and "Stopped." in said
     assert json.loads((tmp_path / "results.json").read_text()).keys() >= {"costs", "attention_rows"}
-    assert (tmp_path / "attention_rows.png").exists()
+    assert (tmp_path / "attention_rows_shore.png").exists()

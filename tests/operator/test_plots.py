@@ -2,6 +2,7 @@
 
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -193,3 +194,14 @@ def test_tensors_with_gradients_are_drawn():
 
 def test_pyplot_knows_of_no_figure():
     assert plots.rows_on_grid(factors_of(), [0], GRID).canvas.manager is None
+
+
+def test_text_and_background_follow_the_style():
+    style = {"text.color": "red", "axes.labelcolor": "red", "figure.facecolor": "black"}
+    with matplotlib.rc_context({**style, "font.size": 20}):
+        figure = plots.rows_on_grid(factors_of(), [0], GRID)
+    (title,) = figure.axes[0].findobj(lambda a: getattr(a, "get_text", str)() == "row 0, column 0")
+    label = bar_of(figure).yaxis.label
+    assert {to_rgba(text.get_color()) for text in (title, label)} == {to_rgba("red")}
+    assert to_rgba(figure.get_facecolor()) == to_rgba("black")
+    assert label.get_fontsize() > 15
