@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from softattn.common.precision import without_autocast
+from softattn.common.products import matmul
 from softattn.common.quotient import FLOOR, underflow
 from softattn.triton.registration import (
     center_of,
@@ -64,7 +65,7 @@ def landmark_attention(
     result = landmarks_to_tokens(
         query,
         landmarks,
-        middle @ sums,
+        matmul(middle, sums),
         dtype=value.dtype,
         padding=padding if key is None else None,
         floor=FLOOR if quotient else None,
@@ -131,7 +132,7 @@ def landmark_attention_gradient(
     key_weights = None if key_weights is None else key_weights.contiguous()
     own_key_weights = None
     with without_autocast(query.device):
-        weights = middle @ sums
+        weights = matmul(middle, sums)
         # dW = P_qᵀ G, through the quotient where there is one.
         if quotient:
             through = quotient_gradient(
@@ -169,8 +170,8 @@ def landmark_attention_gradient(
                 landmarks, query, grad, padding=query_padding, **common
             )
         # dS = Mᵀ dW and dM = dW Sᵀ.
-        grad_sums = middle.mT @ grad_weights
-        grad_middle = grad_weights @ sums.mT
+        grad_sums = matmul(middle.mT, grad_weights)
+        grad_middle = matmul(grad_weights, sums.mT)
         if of_diagonal is not None:
             grad_middle += of_diagonal
         # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.

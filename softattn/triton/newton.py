@@ -7,6 +7,7 @@ from torch import Tensor
 
 from softattn.common.newton_schedule import newton_schedule
 from softattn.common.precision import without_autocast
+from softattn.common.products import matmul, scaled_sum
 from softattn.triton.registration import contiguous_like, refuse_second_derivative
 
 
@@ -47,13 +48,15 @@ def newton_gradient(
         inverses = [start]
         for keep, subtract in coefficients:
             v = inverses[-1]
-            inverses.append(torch.baddbmm(v, v @ target, v, beta=keep, alpha=-subtract))
+            inverses.append(scaled_sum(v, matmul(v, target), v, beta=keep, alpha=-subtract))
         grad = grad * unit
         grad_target = torch.zeros_like(target)
         for v, (keep, subtract) in zip(inverses[-2::-1], coefficients[::-1], strict=True):
-            left = v.mT @ grad
-            grad_target -= subtract * (left @ v.mT)
-            grad = keep * grad - subtract * (grad @ v.mT @ target.mT + target.mT @ left)
+            left = matmul(v.mT, grad)
+            grad_target -= subtract * matmul(left, v.mT)
+            grad = keep * grad - subtract * (
+                matmul(matmul(grad, v.mT), target.mT) + matmul(target.mT, left)
+            )
     return grad_target, grad
 
 
