@@ -38,10 +38,9 @@ def scaled_sum(c: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float) ->
 
 def rounds_to_tf32(device: torch.device) -> bool:
     """Whether products of float32 matrices on ``device`` are computed in TF32."""
-    if device.type != "cuda":
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        # Compilers cannot trace the question: products in their graphs follow the flags.
         return False
-    if torch.compiler.is_compiling():
-        return torch.get_float32_matmul_precision() != "highest"
     flags = torch.backends.cuda.matmul
     # Since torch 2.9 the flag has three values, and the old one may not be read beside it.
     precision = getattr(flags, "fp32_precision", None)

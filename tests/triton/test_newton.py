@@ -86,7 +86,8 @@ def test_kernel_has_the_coefficients_of_the_schedule(device, lower, steps):
     expected = newton_steps(spectrum.diag()[None], start, steps, lower=lower)
     target = spectrum.diag()[None].to(device, torch.float32)
     actual = operators.newton(target, start.to(target), lower, steps)
-    torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+    plain = newton_steps(spectrum.diag()[None].float(), start.float(), steps, lower=lower)
+    assert_within_budget(actual.cpu(), expected, baseline=plain, magnitude=expected.amax() * 2)
 
 
 def test_matrices_do_not_see_each_other(device):
