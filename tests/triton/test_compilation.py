@@ -106,9 +106,10 @@ COMPILATIONS = list(dict.fromkeys(compilations()))
 # features.
 MOST_STACK = {
     ("landmarks_to_tokens", "float32", 128): 384,
-    ("gradient, diagonal and weights", "bfloat16", 64): 160,
-    ("gradient, diagonal and weights", "float16", 64): 160,
+    ("gradient, diagonal and weights", "bfloat16", 64): 256,
+    ("gradient, diagonal and weights", "float16", 64): 256,
     ("sums with weights", "bfloat16", 64): 8,
+    ("answer, diagonal and weights", "float32", 64): 16,
     ("gradient, diagonal and weights", "float32", 64): 512,
     ("token_gradient", "float32", 64): 384,
     ("token_gradient", "float32", 128): 1280,
