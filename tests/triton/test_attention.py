@@ -197,9 +197,11 @@ def test_strides_do_not_matter(device, problem):
     features_apart = problem.map(lambda t: t.mT.contiguous().mT)
     of_wider_rows = problem.map(lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]])
     expected = problem.solve(softmax_free_attention, impl="triton")
+    # The weights of the keys are PyTorch's sums, whose order follows the strides.
+    close = dict(rtol=1e-4, atol=1e-5) if problem.normalization == "softmax" else EXACT
     for scattered in (between_heads, features_apart, of_wider_rows):
         torch.testing.assert_close(
-            scattered.solve(softmax_free_attention, impl="triton"), expected, **EXACT
+            scattered.solve(softmax_free_attention, impl="triton"), expected, **close
         )
 
 
@@ -312,7 +314,8 @@ def test_samples_more_than_2_31_elements_apart(device, tmp_path):
         torch.testing.assert_close(a, b, **EXACT)
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+# Softmax changes when the queries are moved with the keys.
+@pytest.mark.parametrize("normalization", ["none", "landmark", "token"])
 def test_common_offset_costs_no_digits_in_float32(device, normalization):
     tokens = normal(1, 1, 40, 8, seed=0).to(device, torch.float32) + 1024
     value = normal(1, 1, 40, 4, seed=1).to(device, torch.float32)
