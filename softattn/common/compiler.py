@@ -1,5 +1,6 @@
 """Which compiler traces a call, and calling an autograd function under each of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ def settles_symbols() -> bool:
     return _LATER_THAN_2_6 and torch.compiler.is_compiling()
 
 
+def _outside_graphs_of_2_6(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Breaks graphs of torch 2.6 at a function: its Inductor computes wrong gradients there."""
+    return function if _LATER_THAN_2_6 else torch.compiler.disable(function)
+
+
+@_outside_graphs_of_2_6
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply``, or its bare forward where no argument asks for a derivative.
 

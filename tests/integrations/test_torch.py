@@ -260,6 +260,8 @@ def test_mixed_precision_of_fsdp_keeps_self_attention(one_process):
     differs_from_cross_attention(output, half, in_half)
 
 
+# On torch 2.6 graphs break at softattn's functions.
+@pytest.mark.needs_newer_torch
 def test_compiled_and_exported_as_in_eager():
     attention = layer(dtype=torch.float32)
     x = torch.randn(2, 9, 6)
@@ -336,6 +338,8 @@ def test_a_mask_of_finite_numbers_is_refused(number):
         layer(dtype=torch.float32)(x, x, x, mask)
 
 
+# On torch 2.6 graphs break at softattn's functions.
+@pytest.mark.needs_newer_torch
 @pytest.mark.parametrize("graph", ["compiled", "exported", "traced by export"])
 def test_a_mask_of_finite_numbers_is_refused_in_a_graph(graph):
     attention = layer(dtype=torch.float32)
