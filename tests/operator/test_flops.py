@@ -61,7 +61,7 @@ def test_landmark_attention(crossed, quotient):
         return plain_landmark_attention(query, key, value, landmarks, middle, quotient)
 
     def operator():
-        arguments = (query, key, value, landmarks, middle, None, 0.5, quotient)
+        arguments = (query, key, value, landmarks, middle, None, None, 0.5, quotient)
         return operators.landmark_attention(*arguments)[0]
 
     p_q, p_k = product(query.shape[2], D, M), product(N, D, M)

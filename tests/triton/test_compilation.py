@@ -110,6 +110,7 @@ MOST_STACK = {
     ("gradient, diagonal and weights", "float16", 64): 256,
     ("sums with weights", "bfloat16", 64): 8,
     ("answer, diagonal and weights", "float32", 64): 16,
+    ("answer, quotient", "bfloat16", 128): 32,
     ("gradient, diagonal and weights", "float32", 64): 512,
     ("token_gradient", "float32", 64): 384,
     ("token_gradient", "float32", 128): 1280,
