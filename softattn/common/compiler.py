@@ -1,6 +1,5 @@
 """Which compiler traces a call, and calling an autograd function under each of them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,18 +27,19 @@ def settles_symbols() -> bool:
     return _LATER_THAN_2_6 and torch.compiler.is_compiling()
 
 
-def _outside_graphs_of_2_6(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Breaks graphs of torch 2.6 at a function: its Inductor computes wrong gradients there."""
-    return function if _LATER_THAN_2_6 else torch.compiler.disable(function)
-
-
-@_outside_graphs_of_2_6
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply``, or its bare forward where no argument asks for a derivative.
 
     ``apply`` looks its function's signature up at every call, which takes as long as the
     arithmetic on a few hundred tokens.
     """
+    if not _LATER_THAN_2_6 and torch.compiler.is_dynamo_compiling():
+        # The Inductor of 2.6 computes wrong gradients in its graphs.
+        return torch.compiler.disable(_apply)(function, *arguments)
+    return _apply(function, *arguments)
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     differentiable = backward or any(unpack_dual(tensor).tangent is not None for tensor in tensors)

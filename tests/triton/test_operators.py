@@ -80,6 +80,7 @@ def test_opcheck_of_newton(device):
     torch.library.opcheck(operators.newton, (target, start, 0.3, 3))
 
 
+@pytest.mark.needs_newer_torch
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_layer_compiles_whole(device, normalization, padded):
