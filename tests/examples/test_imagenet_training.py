@@ -278,7 +278,7 @@ def test_two_processes_are_stopped_and_go_on_to_the_same_bits(digits, tmp_path):
     recipe = SOFT | SHORT | {"epochs": 12, "batch_size": 8}
 
     def start(name: str) -> subprocess.Popen:
-        return launch(*arguments(digits, tmp_path / name, recipe, "--workers", "1"))
+        return launch(*arguments(digits, tmp_path / name, recipe, "--workers", "0"))
 
     whole = start("whole")
     assert whole.wait() == 0, whole.stdout.read()
