@@ -81,6 +81,8 @@ def test_opcheck_of_newton(device):
 
 
 @pytest.mark.needs_newer_torch
+# On torch 2.6 graphs break at softattn's functions.
+@pytest.mark.needs_newer_torch
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_layer_compiles_whole(device, normalization, padded):
