@@ -80,7 +80,6 @@ def test_opcheck_of_newton(device):
     torch.library.opcheck(operators.newton, (target, start, 0.3, 3))
 
 
-@pytest.mark.needs_newer_torch
 # On torch 2.6 graphs break at softattn's functions.
 @pytest.mark.needs_newer_torch
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
