@@ -54,9 +54,10 @@ def softmax_free_attention(
       Softmax-free Linear Transformers, IJCV 2024). Like ``"none"`` it grows with the number of
       tokens.
 
-    A row's denominator is at least 0.1 times the sum of its absolute terms. That happens where
-    queries, keys and landmarks are so far apart that the approximated row sum passes through 0;
-    constant values then come back smaller. Where all terms underflow, the output is 0.
+    The magnitude of a row's denominator is at least 0.03 times the sum of its absolute terms. Rows
+    reach this floor where queries, keys and landmarks are so far apart that the approximated row
+    sum passes through 0; constant values then come back smaller. Where all terms underflow, the
+    output is 0.
 
     P_q and P_k are computed in tiles, forward and backward. PyTorch's operations keep up to 64 MiB
     of tiles from one pass over the tokens for the next. Kernel and inverse are computed in float32

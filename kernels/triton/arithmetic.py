@@ -157,10 +157,24 @@ def shifted(e, shift, real):  # [landmarks, tokens]
 
 
 @triton.jit
+def marked(x, flag):
+    """Float32 numbers that carry a flag in the place of their last bit; see ``is_marked``."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits & -2) | flag.to(tl.int32)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def is_marked(x):
+    """The flags of ``marked`` numbers."""
+    return (x.to(tl.int32, bitcast=True) & 1) == 1
+
+
+@triton.jit
 def floored_gradient(dd, denominator, floor):  # [tokens] twice
-    """The gradients of D and T from that of max(D, floor · T), which is negative at the floor."""
-    at_floor = denominator < 0
-    return tl.where(at_floor, 0.0, dd), tl.where(at_floor, floor * dd, 0.0)
+    """The gradients of D and T from that of sign(D) max(|D|, floor · T), ``marked`` at the floor."""
+    at_floor = is_marked(denominator)
+    signed = tl.where(denominator < 0, -floor, floor)
+    return tl.where(at_floor, 0.0, dd), tl.where(at_floor, signed * dd, 0.0)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from softattn.kernels.arithmetic import (
     load_rows,
     load_unit,
     load_weights,
+    marked,
     pair_of_program,
     split,
     store_rows,
@@ -45,7 +46,7 @@ class Diagonal(NamedTuple):
 class TokenOutput(NamedTuple):
     """The output (batch, heads, n, d_v) and what its gradient needs, (batch, heads, n) each.
 
-    denominator: of the quotient, negative where it is at its floor; None without one.
+    denominator: of the quotient; its last bit is 1 where it is at its floor. None without one.
     diagonal: c; None without one.
     row_shift: log₂ of what each row of P was divided by; None where it was not.
     """
@@ -73,9 +74,10 @@ def landmarks_to_tokens(
 ) -> TokenOutput:
     """O = P W with P_ij = 2^(−rate ‖x_i − l_j‖²), and three quotients of it.
 
-    - ``floor``: the last column of W is z, and O_i = P_i W / max(P_i z, floor · P_i |z|);
-    - ``floor`` and ``diagonal``: c_i w_i v_i is added to the numerator, and c_i w_i to both terms
-      of the denominator;
+    - ``floor``: the last column of W is z, and O_i = P_i W / D̃_i, where D̃_i has the sign of
+      D_i = P_i z and the magnitude max(|D_i|, floor · T_i) with T_i = P_i |z|;
+    - ``floor`` and ``diagonal``: c_i w_i v_i is added to the numerator, and c_i w_i to D_i and
+      T_i;
     - ``normalize``: O_i = P_i W / P_i 1.
 
     The first and the last divide each row of P by its largest entry, so that no row underflows.
@@ -281,13 +283,15 @@ def _landmarks_to_tokens(
 def _share(denominator, terms, floor, underflow, to, inside):  # [tokens]
     """One over the denominator or its floor, and 0 where all terms underflow.
 
-    What was divided by is stored, with a minus where that is the floor.
+    What was divided by is stored, marked where that is the floor.
     """
     lowest = floor * terms
     some = terms > underflow
-    divisor = tl.where(some, tl.where(denominator < lowest, -lowest, denominator), 1.0)
-    tl.store(to, divisor, mask=inside)
-    return tl.where(some, 1 / tl.abs(divisor), 0.0)
+    at_floor = some & (tl.abs(denominator) < lowest)
+    divisor = tl.where(at_floor, tl.where(denominator < 0, -lowest, lowest), denominator)
+    divisor = tl.where(some, divisor, 1.0)
+    tl.store(to, marked(divisor, at_floor), mask=inside)
+    return tl.where(some, 1 / divisor, 0.0)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ class QuotientGradient(NamedTuple):
 
     weights: of W and, in the last column, of z: (batch, heads, m, d_v + 1).
     middle: the diagonal's share of dM, −Pᵀ diag(dc) P, (batch, heads, m, m); None without one.
-    denominator: that of max(D, floor · T), (batch, heads, n).
+    denominator: dD̃, (batch, heads, n).
     diagonal: dc, (batch, heads, n); None without one.
     key_weights: the diagonal's share of dw, (batch, heads, n); None without one or without w.
     """
@@ -60,10 +60,10 @@ def quotient_gradient(
 ) -> QuotientGradient:
     """dW = Pᵀ (G / D̃), dz = Pᵀ dD + sign(z) Pᵀ dT and, with a diagonal, −Pᵀ diag(dc) P.
 
-    D̃ = max(D, floor · T) divides, with D = P z + c w and T = P |z| + c w. With G = dO, its gradient
-    is dD̃_i = −G_i · O_i / D̃_i. It is that of D_i, or at the floor dT_i = floor · dD̃_i. With
-    h_i = G_i · v_i / D̃_i + dD_i + dT_i the diagonal's is dc_i = w_i h_i, 0 where c_i is at 0 or 1,
-    and its share of dw_i is c_i h_i.
+    D̃ = sign(D) max(|D|, floor · T) divides, with D = P z + c w and T = P |z| + c w. With G = dO,
+    its gradient is dD̃_i = −G_i · O_i / D̃_i. It is that of D_i, or at the floor
+    dT_i = sign(D_i) floor · dD̃_i. With h_i = G_i · v_i / D̃_i + dD_i + dT_i the diagonal's is
+    dc_i = w_i h_i, 0 where c_i is at 0 or 1, and its share of dw_i is c_i h_i.
 
     Args:
         tokens: X, (batch, heads, n, d).
@@ -71,7 +71,7 @@ def quotient_gradient(
         grad: G, (batch, heads, n, d_v), in the dtype of the tokens.
         output: O, likewise.
         sums: z, (batch, heads, m), float32.
-        denominator: D̃, (batch, heads, n), negative where it is floor · T.
+        denominator: D̃, (batch, heads, n), with the last bit 1 where it is at the floor.
         rate: s log₂(e) / 2.
         floor: see above.
         row_shift: log₂ of what each row of P is divided by, (batch, heads, n), or None. There is
@@ -196,7 +196,7 @@ def _quotient_gradient(
         wide = g.to(tl.float32)
         # [BLOCK_N]
         denominator = tl.load(denominator_ptr + at, mask=valid, other=1.0)
-        share = 1 / tl.abs(denominator)
+        share = 1 / denominator
         dd = -tl.sum(wide * o.to(tl.float32), 1) * share
         tl.store(dd_ptr + at, dd, mask=token < written - first)
         dd, dt = floored_gradient(dd, denominator, floor)

@@ -36,13 +36,13 @@ class QueryTerms(NamedTuple):
 
     grad: G = dO, (batch, heads, n, d_v), in the dtype of the tokens.
     weights: W, (batch, heads, m, d_v), or d_v + 1 columns with z; float32 or as the tokens.
-    denominator: D̃ of the quotient, (batch, heads, n), negative at its floor; or None.
+    denominator: D̃ of the quotient, (batch, heads, n), its last bit 1 at the floor; or None.
     grad_denominator: dD̃, likewise.
     diagonal: c, (batch, heads, n), or None.
     grad_diagonal: dc, likewise.
     middle: M + Mᵀ, (batch, heads, m, m), float32, or None.
     row_shift: log₂ of what each row of P is divided by, (batch, heads, n); or None.
-    floor: the smallest denominator, as a share of the sum of its absolute terms.
+    floor: the smallest magnitude of D̃, as a share of the sum of its absolute terms.
 
     Without z in ``weights``, ``grad_denominator`` belongs to the row sums of P: z is 1.
     """
@@ -113,7 +113,7 @@ def token_gradient(
         dP_ij = G_i · W_j / D̃_i + dD_i z_j + dT_i |z_j| − dc_i (P (M + Mᵀ))_ij
                 + w_i (v_i · dS_j + du_j)
 
-    with D̃ = max(D, floor · T), and dD, dT and h as in ``quotient_gradient``.
+    with D̃ = sign(D) max(|D|, floor · T), and dD, dT and h as in ``quotient_gradient``.
 
     Self-attention passes ``queries`` and ``keys``, cross-attention one of them for each side.
 
@@ -235,7 +235,7 @@ def _queries_then_keys(
     of_keys = token_gradient(tokens, landmarks, queries=None, keys=keys, **common)
     assert of_keys.values is not None
     if queries.diagonal is not None and queries.denominator is not None:
-        own_share = (queries.diagonal / queries.denominator.abs())[..., None] * queries.grad
+        own_share = (queries.diagonal / queries.denominator)[..., None] * queries.grad
         if keys.key_weights is not None:
             own_share *= keys.key_weights[..., None]
         if common["padding"] is not None:
@@ -362,7 +362,7 @@ def _token_gradient(
         share = tl.full([BLOCK_N], 1.0, tl.float32)
         if QUOTIENT:
             denominator = tl.load(denominator_ptr + at, mask=inside, other=1.0)
-            share = 1 / tl.abs(denominator)
+            share = 1 / denominator
         if WEIGHTED:
             weight = tl.load(key_weight_ptr + at, mask=valid, other=0.0)
             dweight = tl.zeros([BLOCK_N], tl.float32)

@@ -10,8 +10,8 @@ from torch import Tensor
 # The normalizations whose rows are divided by their sums.
 QUOTIENTS = ("token", "softmax")
 
-# The smallest denominator, as a share of the sum of the absolute terms of the row.
-FLOOR = 0.1
+# The smallest magnitude of a denominator, as a share of the sum of the absolute terms of the row.
+FLOOR = 0.03
 
 
 def restored_diagonal(approximated: Tensor) -> Tensor:
@@ -23,14 +23,16 @@ def restored_diagonal(approximated: Tensor) -> Tensor:
 
 
 def floored(denominator: Tensor, terms: Tensor) -> Tensor:
-    """The denominator, at least ``FLOOR`` times the sum of its absolute terms.
+    """The denominator, with a magnitude of at least ``FLOOR`` times the sum of its absolute terms.
 
-    The approximated row sum can pass through 0 where queries, keys and landmarks are far apart.
-    Constant values then come back multiplied by at most 1 / ``FLOOR``; for other values that is
-    what is seen as a rule, not a bound.
+    The approximated row sum can pass through 0 where queries, keys and landmarks are far apart. It
+    keeps its sign, so that constant values come back multiplied by a number from 0 to 1, and by 1
+    where the floor is not met.
     Where all terms underflow, it is 1: the numerator has underflowed too, and the output is 0.
     """
-    return torch.where(terms > underflow(terms.dtype), torch.maximum(denominator, FLOOR * terms), 1)
+    magnitude = torch.maximum(denominator.abs(), FLOOR * terms)
+    signed = torch.where(denominator < 0, -magnitude, magnitude)
+    return torch.where(terms > underflow(terms.dtype), signed, 1)
 
 
 def underflow(dtype: torch.dtype) -> float:

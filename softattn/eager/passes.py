@@ -4,7 +4,7 @@ P = k(X, L) is computed tile by tile. The first pass keeps tiles for the second 
 budget; the others are computed again. With R = [M S, |z|], z the last column of M S:
 
     forward    1. S = P_kᵀ [wV, w]
-               2. [N, D, T] = P_q R + c [wV, w, w],   O = N / max(D, FLOOR · T)
+               2. [N, D, T] = P_q R + c [wV, w, w],   O = N / sign(D) max(|D|, FLOOR · T)
     backward   1. dR = P_qᵀ [dN, dD, dT],   dM = −P_qᵀ diag(dc) P_q
                2. dP = [dN, dD, dT] Rᵀ − dc P (M + Mᵀ) + [wV, w] dSᵀ,   E = −s P ∘ dP,
                   dX = rowsum(E) X − E L,   dL = colsum(E) L − Eᵀ X,   d[wV, w] = c [dN, dD] + P dS
@@ -195,18 +195,19 @@ class Passes:
     def _quotient_gradient(
         self, tile: slice, p: Tensor, factors: Tensor, of_output: Tensor, output: Tensor
     ) -> _Cotangents:
-        """The gradient of [N, D, T] → N / max(D, FLOOR · T), and of the diagonal in them."""
+        """The gradient of [N, D, T] → N / sign(D) max(|D|, FLOOR · T), and of the diagonal."""
         products, approximated = self._products(p, factors[..., -2:])
         if approximated is not None:
             diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
             products = torch.addcmul(products, diagonal, ones)
         denominator, terms = products[..., :1], products[..., 1:]
-        of_numerator = of_output / floored(denominator, terms)
+        divisor = floored(denominator, terms)
+        of_numerator = of_output / divisor
         of_divisor = -(of_numerator * output).sum(-1, keepdim=True)
         of_divisor = of_divisor.masked_fill(terms <= underflow(terms.dtype), 0)
-        at_floor = denominator < FLOOR * terms
+        at_floor = denominator.abs() < FLOOR * terms
         of_denominator = of_divisor.masked_fill(at_floor, 0)
-        of_terms = FLOOR * of_divisor.masked_fill(~at_floor, 0)
+        of_terms = FLOOR * divisor.sign() * of_divisor.masked_fill(~at_floor, 0)
         rows = torch.cat([of_numerator, of_denominator, of_terms], -1)
         if approximated is None:
             return _Cotangents(rows)

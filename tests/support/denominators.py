@@ -1,11 +1,12 @@
 """Where a quotient divides by its floor, which the oracle does not have."""
 
 import torch
-from support.strategies import QUOTIENTS
+from support.strategies import QUOTIENTS, Problem
 from torch import Tensor
 
 from softattn import reference
 from softattn.common.key_weights import softmax_query_and_weights
+from softattn.common.quotient import FLOOR
 
 SHARE = 0.1
 
@@ -35,6 +36,21 @@ def denominator_and_terms(problem) -> tuple[Tensor, Tensor]:
     if problem.key is None:
         diagonal = weights * (1 - ((p @ inverse) * p).sum(-1, keepdim=True))
     return p @ z + diagonal, p @ z.abs() + diagonal
+
+
+def problem_across_the_floor(normalization: str) -> Problem:
+    """Cross-attention whose row sums have both signs, at the floor and off it."""
+    generator = torch.Generator().manual_seed(2)
+    query, key, value, landmarks = (
+        torch.randn(1, 2, n, d, dtype=torch.float64, generator=generator)
+        for n, d in ((60, 4), (50, 4), (50, 3), (12, 4))
+    )
+    problem = Problem(3 * query, 3 * key, value, 0.3 * landmarks, normalization, scale=None)
+    denominator, terms = denominator_and_terms(problem)
+    at_floor, negative = denominator.abs() < FLOOR * terms, denominator < 0
+    for kind in (at_floor & negative, at_floor & ~negative, ~at_floor & negative):
+        assert kind.any()
+    return problem
 
 
 def scale_of(problem) -> float:

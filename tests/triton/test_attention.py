@@ -7,8 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.budget import assert_within_budget
-from support.denominators import denominators_stay_off_the_floor
-from support.strategies import NORMALIZATIONS, normal, padding_masks, problems, seeds
+from support.denominators import denominators_stay_off_the_floor, problem_across_the_floor
+from support.strategies import NORMALIZATIONS, QUOTIENTS, normal, padding_masks, problems, seeds
 
 import softattn
 from softattn import reference, softmax_free_attention
@@ -67,6 +67,19 @@ def test_gradients_are_within_budget(device, problem):
     magnitude = problem.magnitude().amax() * 100 * (1 + problem.spread() ** 3)
     for a, t, p in zip(actual, truth, plain, strict=True):
         assert_within_budget(a.cpu(), t, baseline=p.to(a.dtype), magnitude=magnitude)
+
+
+@pytest.mark.parametrize("normalization", QUOTIENTS)
+def test_floor_and_its_gradient_are_those_of_eager(device, normalization):
+    problem = problem_across_the_floor(normalization)
+    on_device = problem.to(torch.float32).map(lambda t: t.to(device))
+    expected = problem.solve(softmax_free_attention)
+    output = on_device.solve(softmax_free_attention, impl="triton")
+    torch.testing.assert_close(output.cpu().double(), expected, rtol=1e-3, atol=1e-3)
+    expected = gradients_of(problem, softmax_free_attention)
+    gradients = gradients_of(on_device, softmax_free_attention, impl="triton")
+    for gradient, truth in zip(gradients, expected, strict=True):
+        assert (gradient.cpu() - truth).norm() <= 1e-3 * truth.norm()
 
 
 @few

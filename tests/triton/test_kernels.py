@@ -80,13 +80,22 @@ def test_landmarks_to_tokens(problem, unit):
     assert_keeps_digits(result.output / unit, truth, terms, dtype)
 
 
+def last_bit(numbers):
+    return (numbers.cpu().view(torch.int32) & 1) == 1
+
+
+def with_last_bit(numbers, flag):
+    return ((numbers.view(torch.int32) & -2) | flag.to(numbers.device).int()).view(torch.float32)
+
+
 @pytest.mark.parametrize(("diagonal", "weighted"), [(False, False), (True, False), (True, True)])
 def test_landmarks_to_tokens_with_the_quotient(problem, diagonal, weighted):
     dtype, on, wide = problem
     weights, argument = key_weights(weighted)
     argument = argument if argument is None else argument.to(on["m"])
     p, w = wide["p"].clone(), wide["w"].clone()
-    # With z of one sign no row is at the floor; with these signs some are.
+    # With z of one sign no row is at the floor; with these signs some are, and some sums are
+    # negative.
     w[..., -1] *= torch.tensor([1.0, -0.9]).repeat(10)
     result = kernels.landmarks_to_tokens(
         on["x"],
@@ -105,18 +114,19 @@ def test_landmarks_to_tokens_with_the_quotient(problem, diagonal, weighted):
         assert_keeps_digits(result.row_shift, shift, 1 + shift.abs(), dtype)
     denominator = (p @ w[..., -1:])[..., 0] + c * weights
     lowest = FLOOR * ((p @ w[..., -1:].abs())[..., 0] + c * weights)
-    at_floor = denominator < lowest
-    assert at_floor.any() and not at_floor.all()
-    denominator = torch.maximum(denominator, lowest)
+    at_floor = denominator.abs() < lowest
+    assert at_floor.any() and not at_floor.all() and (denominator < 0).any()
+    magnitude = torch.maximum(denominator.abs(), lowest)
+    denominator = torch.where(denominator < 0, -magnitude, magnitude)
     terms = (p @ w.abs()).amax() + ((p @ wide["m"].abs()) * p).sum(-1).amax()
-    assert_keeps_digits(result.denominator.abs(), denominator, terms, dtype)
-    assert torch.equal(result.denominator.cpu() < 0, at_floor)
+    assert_keeps_digits(result.denominator, denominator, terms, dtype)
+    assert torch.equal(last_bit(result.denominator), at_floor)
     numerator = p @ w[..., :-1]
     if diagonal:
         assert_keeps_digits(result.diagonal, c, terms, dtype)
         numerator = numerator + (c * weights)[..., None] * wide["v"]
     output = numerator / denominator[..., None]
-    terms = terms * (1 + output.abs().amax()) / denominator.amin()
+    terms = terms * (1 + output.abs().amax()) / magnitude.amin()
     assert_keeps_digits(result.output, output, terms, dtype)
 
 
@@ -136,8 +146,9 @@ def test_quotient_gradient(problem, diagonal, weighted):
     dtype, on, wide = problem
     weights, argument = key_weights(weighted)
     p, g, v, z = wide["p"], wide["g"], wide["v"], wide["w"][..., -1].clone()
+    signs = torch.where(torch.arange(40) % 4 == 0, -1.0, 1.0)
     z[..., ::3] *= -1
-    denominator = 1 + p.sum(-1).float().double()
+    denominator = (1 + p.sum(-1)).float().double() * signs
     shift = p.amax(-1).log2().float().double()
     p = p if diagonal else p / shift.exp2()[..., None]
     at_floor = torch.arange(40) % 7 == 0
@@ -150,7 +161,7 @@ def test_quotient_gradient(problem, diagonal, weighted):
         on["g"],
         output.to(on["x"]),
         z.to(on["m"]),
-        torch.where(at_floor, -denominator, denominator).to(on["m"]),
+        with_last_bit(denominator.to(on["m"]), at_floor),
         rate=RATE,
         floor=FLOOR,
         row_shift=None if diagonal else shift.to(on["m"]),
@@ -162,7 +173,8 @@ def test_quotient_gradient(problem, diagonal, weighted):
     assert_keeps_digits(
         through.denominator, of_divisor, g.abs().amax() * output.abs().amax(), dtype
     )
-    dd, dt = of_divisor.masked_fill(at_floor, 0), FLOOR * of_divisor.masked_fill(~at_floor, 0)
+    dd = of_divisor.masked_fill(at_floor, 0)
+    dt = FLOOR * signs * of_divisor.masked_fill(~at_floor, 0)
     # A diagonal at 0 or 1 is clamped: it has no gradient.
     of_own_weight = (g * v).sum(-1) / denominator + dd + dt
     dc = (weights * of_own_weight).masked_fill((c <= 0) | (c >= 1), 0)
@@ -186,14 +198,15 @@ def test_token_gradient_of_the_landmarks(problem, weighted):
     weights, argument = key_weights(weighted)
     at_floor = torch.arange(40) % 7 == 0
     p, x, landmarks, g, v, w, m = (wide[name] for name in "pxlgvwm")
-    share = 1 / (1 + p.sum(-1)).float().double()
+    signs = torch.where(torch.arange(40) % 4 == 0, -1.0, 1.0)
+    share = signs / (1 + p.sum(-1)).float().double()
     dd, dc, c, own = (normal(2, 2, 40, seed=seed).float().double() for seed in (11, 12, 13, 15))
     ds = normal(2, 2, 20, 4, seed=14).float().double()
     numbers = {"dtype": torch.float32, "device": on["x"].device}
     queries = kernels.QueryTerms(
         on["g"],
         on["w"],
-        torch.where(at_floor, -1 / share, 1 / share).to(**numbers),
+        with_last_bit((1 / share).to(**numbers), at_floor),
         dd.to(**numbers),
         c.to(**numbers),
         dc.to(**numbers),
@@ -210,8 +223,8 @@ def test_token_gradient_of_the_landmarks(problem, weighted):
     def slopes(absolute):
         f = torch.abs if absolute else lambda t: t
         z = w[..., -1:].mT
-        z = torch.where(at_floor[:, None], FLOOR * z.abs(), z)
-        dp = share[..., None] * (f(g) @ f(w[..., :-1]).mT) + f(dd)[..., None] * f(z)
+        z = torch.where(at_floor[:, None], FLOOR * signs[:, None] * z.abs(), z)
+        dp = f(share)[..., None] * (f(g) @ f(w[..., :-1]).mT) + f(dd)[..., None] * f(z)
         through = f(dc)[..., None] * (p @ f(m + m.mT))
         keys = weights[..., None] * (f(v) @ f(ds[..., :-1]).mT + f(ds[..., -1:]).mT)
         return SCALE * p * (dp + through + keys) if absolute else -SCALE * p * (dp - through + keys)
