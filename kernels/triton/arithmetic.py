@@ -171,7 +171,7 @@ def is_marked(x):
 
 @triton.jit
 def floored_gradient(dd, denominator, floor):  # [tokens] twice
-    """The gradients of D and T from that of sign(D) max(|D|, floor · T), ``marked`` at the floor."""
+    """The gradients of D and T from that of D̃, marked at the floor; see ``quotient_gradient``."""
     at_floor = is_marked(denominator)
     signed = tl.where(denominator < 0, -floor, floor)
     return tl.where(at_floor, 0.0, dd), tl.where(at_floor, signed * dd, 0.0)

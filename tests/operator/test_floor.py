@@ -10,6 +10,7 @@ from support.strategies import QUOTIENTS
 from softattn import attention_factors, softmax_free_attention
 from softattn.common.quotient import FLOOR
 
+
 @pytest.fixture(params=QUOTIENTS)
 def problem(request):
     return problem_across_the_floor(request.param)
