@@ -10,7 +10,12 @@ from softattn.attention import (
 from softattn.backends.selection import Implementation, explain_impl
 from softattn.factors import AttentionFactors, attention_factors
 from softattn.gaussian import gaussian_kernel
-from softattn.landmarks import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler
+from softattn.landmarks import (
+    AvgPoolLandmarks,
+    ConvLandmarks,
+    KMeansLandmarks,
+    LandmarkSampler,
+)
 from softattn.layer import SoftmaxFreeAttention
 from softattn.pinv import NewtonPinv, PinvInfo, newton_pinv, newton_pinv_ex
 
@@ -21,6 +26,7 @@ __all__ = [
     "AvgPoolLandmarks",
     "ConvLandmarks",
     "Implementation",
+    "KMeansLandmarks",
     "LandmarkSampler",
     "NewtonPinv",
     "PinvInfo",

@@ -1,4 +1,4 @@
-"""The backends: three operators each, with one signature."""
+"""The backends: five operators each, with one signature."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +20,32 @@ class Backend:
         with the exact diagonal in self-attention; ``key_weights``, (batch, heads, n_k, 1) or None,
         multiply the columns of the kernel before that.
     gaussian_attention: ``(query, key, value, *, normalize, scale, key_padding_mask)`` to O.
+    nearest_landmarks: ``(tokens, landmarks, key_padding_mask, landmark_padding_mask)`` to the
+        number of each token's nearest landmark that is not padding, (batch, heads, n), int64; m
+        for a token that is padding, the first of those that are equally near.
+    cluster_sums: ``(tokens, labels, m)`` to the sum of the tokens of each label below m, (batch,
+        heads, m, d), and to their number, (batch, heads, m, 1), both in the dtype of the
+        arithmetic. Every run adds in the same order.
     """
 
     gram: Callable[..., Tensor]
     landmark_attention: Callable[..., Tensor]
     gaussian_attention: Callable[..., Tensor]
+    nearest_landmarks: Callable[..., Tensor]
+    cluster_sums: Callable[..., tuple[Tensor, Tensor]]
 
 
-EAGER = Backend(eager.gram, eager.landmark_attention, eager.gaussian_attention)
-TRITON = Backend(triton.gram, triton.landmark_attention, triton.gaussian_attention)
+EAGER = Backend(
+    eager.gram,
+    eager.landmark_attention,
+    eager.gaussian_attention,
+    eager.nearest_landmarks,
+    eager.cluster_sums,
+)
+TRITON = Backend(
+    triton.gram,
+    triton.landmark_attention,
+    triton.gaussian_attention,
+    eager.nearest_landmarks,
+    eager.cluster_sums,
+)

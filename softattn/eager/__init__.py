@@ -1,7 +1,14 @@
 """The operators in PyTorch's own operations, on any device."""
 
+from softattn.eager.clusters import cluster_sums, nearest_landmarks
 from softattn.eager.gaussian_attention import gaussian_attention
 from softattn.eager.gram import gram
 from softattn.eager.landmark_attention import landmark_attention
 
-__all__ = ["gaussian_attention", "gram", "landmark_attention"]
+__all__ = [
+    "cluster_sums",
+    "gaussian_attention",
+    "gram",
+    "landmark_attention",
+    "nearest_landmarks",
+]

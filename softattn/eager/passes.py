@@ -29,7 +29,7 @@ from softattn.eager.tiles import token_slices
 _KEPT_BYTES = 2**26
 
 
-class _Landmarks:
+class Landmarks:
     """The landmarks of a call, and tiles of P = k(X, L) from the three products of a distance.
 
     The kernel does not change when all tokens move, but its exponents lose fewer digits near the
@@ -48,10 +48,13 @@ class _Landmarks:
         """Tokens (..., t, d) near the origin, in the dtype of the arithmetic."""
         return tokens.to(self.dtype) - self.center
 
+    def closeness(self, centred: Tensor) -> Tensor:
+        """s (x · l − ‖l‖² / 2), (..., t, m): the exponent without the token's own norm."""
+        return matmul(centred, self.scaled).sub_(self.half_norms)
+
     def kernel(self, centred: Tensor, *, shifted: bool) -> Tensor:
         """P, (..., t, m); ``shifted``: with each row divided by its largest entry."""
-        exponent = matmul(centred, self.scaled)
-        exponent.sub_(self.half_norms)
+        exponent = self.closeness(centred)
         if shifted and exponent.shape[-1]:
             # What a row has in common, its own norm, drops out.
             return exponent.sub_(exponent.amax(-1, keepdim=True)).exp_()
@@ -92,7 +95,7 @@ class Passes:
         self.key = query if key is None else key
         self.is_self, self.quotient, self.scale = key is None, quotient, scale
         self.padding = None if padding is None else padding[:, None, :, None]
-        self.landmarks = _Landmarks(landmarks, scale, dtype)
+        self.landmarks = Landmarks(landmarks, scale, dtype)
         self.middle = middle.to(dtype)
         columns = landmarks.shape[-2] + value.shape[-1] + 2
         self.query_tiles = token_slices(query, columns)

@@ -2,6 +2,7 @@
 
 from softattn.landmarks.average import AvgPoolLandmarks
 from softattn.landmarks.convolution import ConvLandmarks
+from softattn.landmarks.kmeans import KMeansLandmarks
 from softattn.landmarks.sampler import (
     LandmarkSampler,
     check_grid,
@@ -12,6 +13,7 @@ from softattn.landmarks.sampler import (
 __all__ = [
     "AvgPoolLandmarks",
     "ConvLandmarks",
+    "KMeansLandmarks",
     "LandmarkSampler",
     "check_grid",
     "check_sampler",

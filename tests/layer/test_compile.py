@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.torch_version import TorchVersion
 
 import softattn
-from softattn import AvgPoolLandmarks, SoftmaxFreeAttention
+from softattn import AvgPoolLandmarks, KMeansLandmarks, SoftmaxFreeAttention
 
 LENGTHS = (23, 48, 90)
 MAPS = ((8, 9), (12, 12), (5, 17))
@@ -51,9 +51,10 @@ def test_one_compilation_for_many_lengths(counted, normalization):
 
 
 @whole_graph
-def test_one_compilation_for_many_padded_lengths(counted):
+@pytest.mark.parametrize("sampler", [AvgPoolLandmarks, KMeansLandmarks])
+def test_one_compilation_for_many_padded_lengths(counted, sampler):
     layer = SoftmaxFreeAttention(
-        8, 2, landmarks=AvgPoolLandmarks(4), normalization="token", dtype=torch.float64
+        8, 2, landmarks=sampler(4), normalization="token", dtype=torch.float64
     )
     compiled = torch.compile(layer, fullgraph=True, backend=counted)
     for n in LENGTHS:
@@ -140,6 +141,16 @@ def test_opcheck(with_form, with_shift):
     torch.library.opcheck(operators.gaussian_product_gradient.default, (*operands, *grads, 0.5))
     padding = torch.zeros(2, 4, dtype=torch.bool)
     torch.library.opcheck(operators.nearest_key_shift.default, (query, key, padding, 0.5))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_opcheck_of_clusters(padded):
+    tokens, landmarks = (normal(2, 1, n, 3, seed=n, dtype=torch.float32) for n in (7, 4))
+    masks = [torch.arange(n).expand(2, -1) > n - 2 if padded else None for n in (7, 4)]
+    operators = torch.ops.softattn
+    torch.library.opcheck(operators.eager_nearest_landmarks.default, (tokens, landmarks, *masks))
+    labels = torch.ops.softattn.eager_nearest_landmarks(tokens, landmarks, *masks)
+    torch.library.opcheck(operators.eager_cluster_sums.default, (tokens.bfloat16(), labels, 4))
 
 
 # What Inductor imports is deprecated in places.

@@ -8,7 +8,7 @@ import torch
 from support.strategies import normal
 from torch.export import Dim
 
-from softattn import AvgPoolLandmarks, ConvLandmarks, SoftmaxFreeAttention
+from softattn import AvgPoolLandmarks, ConvLandmarks, KMeansLandmarks, SoftmaxFreeAttention
 
 # The torch.export of torch 2.6 does not tell Dynamo's traces from its own.
 pytestmark = pytest.mark.needs_newer_torch
@@ -58,9 +58,12 @@ def test_sequences(normalization, padded):
         torch.testing.assert_close(exported(x, **options), attention(x, **options))
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_maps(padded):
-    attention = layer(landmarks=AvgPoolLandmarks((3, 2)), value_conv=3)
+@pytest.mark.parametrize(
+    ("sampler", "padded"),
+    [(AvgPoolLandmarks, False), (AvgPoolLandmarks, True), (KMeansLandmarks, False)],
+)
+def test_maps(sampler, padded):
+    attention = layer(landmarks=sampler((3, 2)), value_conv=3)
     sizes = dict.fromkeys((0, 1, 2), Dim.DYNAMIC)
 
     def example(*shape):
@@ -90,8 +93,9 @@ def test_convolved_landmarks_in_batches_of_any_size():
 # The exporter's own: of its use of PyTorch, and of names that two inputs share.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:# The axis name.*will not be used")
-def test_onnx(tmp_path):
-    attention = layer(dtype=torch.float32)
+@pytest.mark.parametrize("sampler", [AvgPoolLandmarks, KMeansLandmarks])
+def test_onnx(tmp_path, sampler):
+    attention = layer(landmarks=sampler(4), dtype=torch.float32)
     sizes = dict.fromkeys((0, 1), Dim.DYNAMIC)
     program = torch.onnx.export(
         attention,

@@ -6,12 +6,12 @@ from support.strategies import NORMALIZATIONS, normal
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.utils.checkpoint import checkpoint
 
-from softattn import AvgPoolLandmarks, SoftmaxFreeAttention
+from softattn import AvgPoolLandmarks, KMeansLandmarks, SoftmaxFreeAttention
 
 
-def layer(normalization="token"):
+def layer(normalization="token", sampler=AvgPoolLandmarks):
     return SoftmaxFreeAttention(
-        6, 2, landmarks=AvgPoolLandmarks(4), normalization=normalization, dtype=torch.float64
+        6, 2, landmarks=sampler(4), normalization=normalization, dtype=torch.float64
     )
 
 
@@ -33,9 +33,10 @@ def by_autograd(attention, x):
     )
 
 
+@pytest.mark.parametrize("sampler", [AvgPoolLandmarks, KMeansLandmarks])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_gradients_of_each_sample(normalization):
-    attention = layer(normalization)
+def test_gradients_of_each_sample(normalization, sampler):
+    attention = layer(normalization, sampler)
     parameters = {name: p.detach() for name, p in attention.named_parameters()}
     x = normal(3, 11, 6, seed=0)
     of_one = grad(lambda parameters, x: loss_of(attention)(parameters, x[None]))

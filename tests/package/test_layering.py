@@ -20,7 +20,7 @@ ALLOWED = {
     "eager": {"common"},
     "triton": {"common", "kernels"},
     "backends": {"common", "eager", "triton"},
-    "landmarks": {"common"},
+    "landmarks": {"backends", "common"},
     "pinv": {"backends", "common", "triton"},
     "gaussian": {"backends", "common"},
     "attention": {"backends", "common", "pinv"},

@@ -1,0 +1,86 @@
+"""Nearest landmarks and sums over their tokens, tile by tile.
+
+``torch.compile`` calls each of them as one operator.
+"""
+
+import torch
+from torch import Tensor
+
+from softattn.common.compiler import is_compiled
+from softattn.common.precision import compute_dtype
+from softattn.common.products import matmul
+from softattn.eager.passes import Landmarks
+from softattn.eager.tiles import token_slices
+
+
+def nearest_landmarks(
+    tokens: Tensor,
+    landmarks: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    """See ``Backend.nearest_landmarks``."""
+    compute = _nearest_operator if is_compiled() else _nearest_landmarks
+    return compute(tokens, landmarks, key_padding_mask, landmark_padding_mask)
+
+
+def cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """See ``Backend.cluster_sums``."""
+    compute = _sums_operator if is_compiled() else _cluster_sums
+    return compute(tokens, labels, m)
+
+
+def _nearest_landmarks(
+    tokens: Tensor,
+    landmarks: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    m = landmarks.shape[-2]
+    # The nearest landmark does not depend on the scale.
+    points = Landmarks(landmarks, 1.0, compute_dtype(tokens, landmarks))
+    labels = []
+    for tile in token_slices(tokens, m):
+        closeness = points.closeness(points.centred(tokens[..., tile, :]))
+        if landmark_padding_mask is not None:
+            closeness = closeness.masked_fill(landmark_padding_mask[:, None, None], -torch.inf)
+        labels.append(closeness.argmax(-1))
+    nearest = torch.cat(labels, -1)
+    return (
+        nearest if key_padding_mask is None else nearest.masked_fill(key_padding_mask[:, None], m)
+    )
+
+
+def _cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(tokens)
+    *outer, _, d = tokens.shape
+    sums = tokens.new_zeros(*outer, m, d, dtype=dtype)
+    counts = tokens.new_zeros(*outer, m, 1, dtype=dtype)
+    clusters = torch.arange(m, device=tokens.device).unsqueeze(-1)
+    for tile in token_slices(tokens, m):
+        members = (labels[..., None, tile] == clusters).to(dtype)
+        sums = sums + matmul(members, tokens[..., tile, :].to(dtype))
+        counts = counts + members.sum(-1, keepdim=True)
+    return sums, counts
+
+
+_nearest_operator = torch.library.custom_op("softattn::eager_nearest_landmarks", mutates_args=())(
+    _nearest_landmarks
+)
+_sums_operator = torch.library.custom_op("softattn::eager_cluster_sums", mutates_args=())(
+    _cluster_sums
+)
+
+
+@_nearest_operator.register_fake
+def _(tokens, landmarks, key_padding_mask, landmark_padding_mask):  # type: ignore[no-untyped-def]
+    return tokens.new_empty(tokens.shape[:-1], dtype=torch.long)
+
+
+@_sums_operator.register_fake
+def _(tokens, labels, m):  # type: ignore[no-untyped-def]
+    *outer, _, d = tokens.shape
+    dtype = compute_dtype(tokens)
+    return tokens.new_empty((*outer, m, d), dtype=dtype), tokens.new_empty(
+        (*outer, m, 1), dtype=dtype
+    )
