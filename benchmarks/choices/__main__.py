@@ -24,7 +24,13 @@ from benchmarks.common.progress import Steps, counted_steps
 from benchmarks.common.quantities import seconds_text
 from benchmarks.common.report import Report, new_table
 from benchmarks.common.timing import Timing, paired_ratio, time_calls
-from softattn import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler, SoftmaxFreeAttention
+from softattn import (
+    AvgPoolLandmarks,
+    ConvLandmarks,
+    KMeansLandmarks,
+    LandmarkSampler,
+    SoftmaxFreeAttention,
+)
 
 BASE = "49 means, token, minimax"
 HEADS = 2
@@ -41,6 +47,7 @@ def layers(embed_dim: int) -> dict[str, Callable[[], SoftmaxFreeAttention]]:
     return {
         BASE: layer,
         **means,
+        "49 k-means": lambda: layer(KMeansLandmarks(49)),
         "convolution, stride 16": lambda: layer(ConvLandmarks(head_dim, 16)),
         "convolution, stride 8": lambda: layer(ConvLandmarks(head_dim, 8)),
         "none": lambda: layer(normalization="none"),

@@ -40,7 +40,7 @@ def _nearest_landmarks(
     # The nearest landmark does not depend on the scale.
     points = Landmarks(landmarks, 1.0, compute_dtype(tokens, landmarks))
     labels = []
-    for tile in token_slices(tokens, m):
+    for tile in token_slices(tokens, m + tokens.shape[-1]):
         closeness = points.closeness(points.centred(tokens[..., tile, :]))
         if landmark_padding_mask is not None:
             closeness = closeness.masked_fill(landmark_padding_mask[:, None, None], -torch.inf)
@@ -57,7 +57,7 @@ def _cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tenso
     sums = tokens.new_zeros(*outer, m, d, dtype=dtype)
     counts = tokens.new_zeros(*outer, m, 1, dtype=dtype)
     clusters = torch.arange(m, device=tokens.device).unsqueeze(-1)
-    for tile in token_slices(tokens, m):
+    for tile in token_slices(tokens, m + tokens.shape[-1]):
         members = (labels[..., None, tile] == clusters).to(dtype)
         sums = sums + matmul(members, tokens[..., tile, :].to(dtype))
         counts = counts + members.sum(-1, keepdim=True)
