@@ -6,11 +6,12 @@ Counted per token, feature, batch item and head, with as many features of values
     backward    Q and dO are read for dW; Q, V and dO are read and dQ and dV written         7
 
 "token" also reads V once more forward, for its exact diagonal, and V and O once more backward.
+"softmax" reads Q a third time forward: the weights of the keys are divided by the largest.
 Arrays of m × m and m × d do not grow with n and are left out.
 """
 
-_FORWARD_ELEMENTS = {"token": 5, "landmark": 4, "none": 4}
-_BACKWARD_ELEMENTS = {"token": 9, "landmark": 7, "none": 7}
+_FORWARD_ELEMENTS = {"token": 5, "softmax": 6, "landmark": 4, "none": 4}
+_BACKWARD_ELEMENTS = {"token": 9, "softmax": 9, "landmark": 7, "none": 7}
 NORMALIZATIONS = tuple(_FORWARD_ELEMENTS)
 
 

@@ -30,14 +30,14 @@ class Work:
     @classmethod
     def of(cls, normalization: str, mode: str, d: int, m: int) -> "Work":
         """Self-attention with d features, of values as well, and m landmarks."""
-        token = normalization == "token"
+        quotient = normalization in ("token", "softmax")
         # Distances and Pᵀ V in two pieces, then distances and P W in three.
-        features, squares, passes = 1 + 2 + 1 + 3, 3 * token, 2
+        features, squares, passes = 1 + 2 + 1 + 3, 3 * quotient, 2
         if mode == "forward+backward":
             # dW as Pᵀ V was; then distances, G Wᵀ, V dSᵀ, P dS, w L and wᵀ X.
             features += (1 + 2) + (1 + 2 + 2 + 3 + 2 + 2)
             # Pᵀ diag(dc) P, and P (M + Mᵀ).
-            squares += (3 + 3) * token
+            squares += (3 + 3) * quotient
             passes += 2
         return cls(
             bytes=2 * d * traffic_elements(normalization, mode),

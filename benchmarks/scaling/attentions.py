@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import softattn
 from benchmarks.common.arguments import DTYPES
 from benchmarks.common.calls import Call
-from benchmarks.scaling.paper_formula import soft_attention
+from benchmarks.scaling.formula import soft_attention
 from benchmarks.scaling.workload import AttentionInputs, Workload
 
 # Makes the call for a workload.
@@ -59,15 +59,15 @@ def softmax_free(workload: Workload, impl: str | None = None) -> Callable[..., T
     return attention
 
 
-def paper_formula(workload: Workload) -> Callable[..., Tensor]:
-    """The formula of SOFT in plain PyTorch."""
-    return soft_attention
+def formula(workload: Workload) -> Callable[..., Tensor]:
+    """The formula of the workload's operator in plain PyTorch."""
+    return partial(soft_attention, normalization=workload.normalization)
 
 
-def paper_formula_compiled(workload: Workload) -> Callable[..., Tensor]:
-    """The formula of SOFT through ``torch.compile``, for the shapes of the workload alone."""
+def formula_compiled(workload: Workload) -> Callable[..., Tensor]:
+    """The same through ``torch.compile``, for the shapes of the workload alone."""
     # Without fullgraph, what cannot be compiled would run uncompiled without a word.
-    return torch.compile(soft_attention, fullgraph=True, dynamic=False)
+    return torch.compile(formula(workload), fullgraph=True, dynamic=False)
 
 
 def sdpa(workload: Workload, backend: SDPBackend | None = None) -> Callable[..., Tensor]:
@@ -102,8 +102,8 @@ def gaussian_streamed(workload: Workload) -> Callable[..., Tensor]:
 
 
 def _normalizes(workload: Workload) -> bool:
-    """Whether the exact attention behind the workload's normalisation divides by row sums."""
-    return workload.normalization == "token"
+    """Whether the exact attention behind the workload's normalization divides by row sums."""
+    return workload.normalization in ("token", "softmax")
 
 
 def nystrom_attention(workload: Workload) -> Call:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn import functional as F
 
 from benchmarks.common.arguments import DTYPES
 from benchmarks.common.calls import MODES, Call
@@ -170,7 +171,12 @@ def error_of(call: Call, workload: Workload) -> float | None:
         query, value = (x[:1] for x in call.inputs[:2])
         generator = torch.Generator().manual_seed(workload.seed)
         rows = sampled_rows(workload.tokens, _SAMPLED_ROWS, generator).to(workload.device)
-        truth = exact_rows(query, value, rows, normalize=workload.normalization == "token")
+        if workload.normalization == "softmax":
+            query, value = query.double(), value.double()
+            truth = F.scaled_dot_product_attention(query[:, :, rows], query, value)
+        else:
+            normalize = workload.normalization == "token"
+            truth = exact_rows(query, value, rows, normalize=normalize)
     return relative_error(output[:, :, rows], truth)
 
 

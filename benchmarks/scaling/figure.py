@@ -21,7 +21,7 @@ from benchmarks.scaling.rivals import OURS, RIVALS
 from benchmarks.scaling.summary import Summary
 
 # The attentions of the main figure.
-MAIN = (OURS, "sdpa", "sdpa_flash", "paper_formula")
+MAIN = (OURS, "sdpa", "sdpa_flash", "formula")
 # Smaller peaks are hidden by the pages that a process happens to touch.
 _LEAST_BYTES_SHOWN = 2**17
 _MOST_TICKS = 3

@@ -70,16 +70,16 @@ RIVALS = {
     ),
     "sdpa_flash": _sdpa_by("flash", SDPBackend.FLASH_ATTENTION),
     "sdpa_cudnn": _sdpa_by("cuDNN", SDPBackend.CUDNN_ATTENTION),
-    "paper_formula": Rival(
-        "paper's formula",
+    "formula": Rival(
+        "formula in PyTorch",
         1,
-        through_landmarks(attentions.paper_formula),
-        "SOFT in plain PyTorch, landmarks given",
+        through_landmarks(attentions.formula),
+        "the same operator in plain PyTorch, landmarks given",
     ),
-    "paper_formula_compiled": Rival(
+    "formula_compiled": Rival(
         "formula, compiled",
         1,
-        through_landmarks(attentions.paper_formula_compiled),
+        through_landmarks(attentions.formula_compiled),
         "the same through torch.compile, anew for each size; compilation is not timed",
         compiled=True,
     ),

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.common.calls import MODES
 from benchmarks.common.timing import Timing
-from benchmarks.common.traffic import traffic_elements
+from benchmarks.common.traffic import NORMALIZATIONS, traffic_elements
 from benchmarks.scaling import rivals
 from benchmarks.scaling.cells import Budget, Cell, Grid, error_of, measure_cells
 from benchmarks.scaling.memory import peak_bytes_in_process
@@ -50,7 +50,7 @@ def test_a_run_reports_times_memory_errors_and_figures(run_benchmark):
 
 
 def test_every_attention_of_the_cpu_runs(run_benchmark):
-    names = "paper_formula nystrom_attention sdpa gaussian_streamed gaussian_dense"
+    names = "formula nystrom_attention sdpa gaussian_streamed gaussian_dense"
     options = "--no-memory --normalization none --impl eager --input normal"
     content, _, _ = run_benchmark(
         f"scaling --tokens 64 --rounds 1 --seconds-per-cell 5 {options} --rivals {names}"
@@ -106,7 +106,7 @@ def test_peak_memory_counts_the_dense_kernel():
     workload = replace(SMALL, batch=1, heads=1, tokens=1024)
     peak = peak_bytes_in_process("gaussian_dense", workload, "forward")
     assert 4 * 1024**2 <= peak <= 6 * 4 * 1024**2
-    assert peak_bytes_in_process("paper_formula_compiled", workload, "forward") is None
+    assert peak_bytes_in_process("formula_compiled", workload, "forward") is None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
@@ -171,7 +171,7 @@ def test_who_takes_part(monkeypatch):
     assert on_cuda == set(RIVALS) - {"sdpa", "nystrom_attention", "gaussian_dense"}
     on_cpu = {name for name in RIVALS if why_missing(name, "cpu", "float32") is None}
     assert on_cpu == {
-        *(OURS, "paper_formula", "paper_formula_compiled", "nystrom_attention", "sdpa"),
+        *(OURS, "formula", "formula_compiled", "nystrom_attention", "sdpa"),
         *("gaussian_streamed", "gaussian_dense"),
     }
 
@@ -187,10 +187,18 @@ def test_attentions_run_and_differentiate(name):
     assert all(x.isfinite().all() for x in (output, *gradients))
 
 
-def test_the_compiled_formula_is_the_papers():
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_the_formula_is_the_operator(normalization):
+    workload = replace(SMALL, normalization=normalization, dtype="float64")
+    output, expected = (RIVALS[name].prepare(workload).run("forward") for name in ("formula", OURS))
+    # The formula's inverse is that of the paper, which has not quite converged.
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_compiled_formula_is_the_formula():
     with torch.compiler.set_stance("force_eager"):
-        compiled = RIVALS["paper_formula_compiled"].prepare(SMALL).run("forward")
-    assert torch.equal(compiled, RIVALS["paper_formula"].prepare(SMALL).run("forward"))
+        compiled = RIVALS["formula_compiled"].prepare(SMALL).run("forward")
+    assert torch.equal(compiled, RIVALS["formula"].prepare(SMALL).run("forward"))
 
 
 def measured(times):
