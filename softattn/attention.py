@@ -17,6 +17,7 @@ from softattn.common.validation import (
     check_causal,
     check_cu_seqlens,
     check_mask,
+    check_near_field,
     check_operator_choices,
     scale_of,
 )
@@ -32,6 +33,7 @@ def softmax_free_attention(
     normalization: str = "token",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     scale: float | None = None,
+    near_field: int = 1,
     key_padding_mask: Tensor | None = None,
     landmark_padding_mask: Tensor | None = None,
     is_causal: bool = False,
@@ -94,6 +96,7 @@ def softmax_free_attention(
     check_causal(is_causal)
     check_operator_choices(normalization, impl)
     query, key = without_repetition(query, key)
+    near_field = check_near_field(near_field, normalization, crossed=key is not None)
     check_attention(
         query,
         key,
@@ -122,8 +125,10 @@ def softmax_free_attention(
             landmarks,
             middle,
             normalization=normalization,
+            near_field=near_field,
             scale=scale,
             key_padding_mask=key_padding_mask,
+            landmark_padding_mask=landmark_padding_mask,
         )
 
 
@@ -138,6 +143,7 @@ def softmax_free_attention_varlen(
     normalization: str = "token",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     scale: float | None = None,
+    near_field: int = 1,
     landmark_padding_mask: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -186,6 +192,7 @@ def softmax_free_attention_varlen(
     """
     check_operator_choices(normalization, impl)
     query, key = without_repetition(query, key)
+    near_field = check_near_field(near_field, normalization, crossed=key is not None)
     lengths_q, lengths_k = _check_packed(query, key, value, landmarks, cu_seqlens_q, cu_seqlens_k)
     batch, _, m, _ = landmarks.shape
     check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
@@ -201,18 +208,28 @@ def softmax_free_attention_varlen(
             scale=scale,
             landmark_padding_mask=landmark_padding_mask,
         )
+        masks: tuple[Tensor | None, ...] = (None,) * batch
+        if landmark_padding_mask is not None:
+            masks = landmark_padding_mask.split(1)
+        sequences = zip(
+            _sequences(query, lengths_q),
+            [None] * batch if key is None else _sequences(key, lengths_k),
+            _sequences(value, lengths_k),
+            landmarks.split([1] * batch),
+            middle.split([1] * batch),
+            strict=True,
+        )
         outputs = [
             landmark_attention(
-                backend, *sequence, normalization=normalization, scale=scale, key_padding_mask=None
+                backend,
+                *sequence,
+                normalization=normalization,
+                near_field=near_field,
+                scale=scale,
+                key_padding_mask=None,
+                landmark_padding_mask=mask,
             )
-            for sequence in zip(
-                _sequences(query, lengths_q),
-                [None] * batch if key is None else _sequences(key, lengths_k),
-                _sequences(value, lengths_k),
-                landmarks.split([1] * batch),
-                middle.split([1] * batch),
-                strict=True,
-            )
+            for sequence, mask in zip(sequences, masks, strict=True)
         ]
     return torch.cat([value[:0], *(rearrange(output, "1 h n d -> n h d") for output in outputs)])
 

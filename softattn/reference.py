@@ -63,11 +63,14 @@ def softmax_free_attention(
     normalization: str = "token",
     ridge: float = 0.01,
     scale: float | None = None,
+    runs: Tensor | None = None,
     inverse: Callable[[Tensor], Tensor] = torch.linalg.inv,
 ) -> Tensor:
     """Softmax-free attention through landmarks, with every block written out.
 
-    Shapes as in ``softattn.softmax_free_attention``; ``key=None`` is self-attention.
+    Shapes as in ``softattn.softmax_free_attention``; ``key=None`` is self-attention. ``runs``,
+    (batch, heads, n), is the number of each token's run of a near field; by default each token is
+    a run of its own.
     """
     # 1. The three blocks of the Nyström factorisation.
     p_q = gaussian_kernel(query, landmarks, scale)
@@ -91,10 +94,12 @@ def softmax_free_attention(
             p_q = gaussian_kernel(query + key.mean(2, keepdim=True), landmarks, scale)
     # 4. The approximated n × n matrix.
     kernel = torch.einsum("bhim,bhml,bhjl->bhij", p_q, a_pinv, p_k)
-    # 5. For "token" and "softmax" the exact diagonal, then rows that sum to 1.
+    # 5. For "token" and "softmax" the exact kernel within runs, then rows that sum to 1.
     if normalization in ("token", "softmax"):
         if key is None:
-            kernel = kernel - torch.diag_embed(kernel.diagonal(dim1=-2, dim2=-1) - 1)
+            runs = torch.arange(query.shape[2], device=query.device) if runs is None else runs
+            in_one_run = runs.unsqueeze(-1) == runs.unsqueeze(-2)
+            kernel = torch.where(in_one_run, gaussian_kernel(query, query, scale), kernel)
         kernel = kernel * weights.unsqueeze(-2)
         kernel = kernel / kernel.sum(-1, keepdim=True)
     return torch.einsum("bhij,bhjd->bhid", kernel, value)

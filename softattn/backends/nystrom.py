@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 from softattn.backends.backend import Backend
+from softattn.backends.content_order import (
+    content_order,
+    padding_in_order,
+    put_back,
+    put_in_order,
+)
 from softattn.common.key_weights import softmax_query_and_weights
 from softattn.common.padding import gather_padding
 from softattn.common.quotient import QUOTIENTS
@@ -58,21 +64,31 @@ def landmark_attention(
     middle: Tensor,
     *,
     normalization: str,
+    near_field: int,
     scale: float,
     key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
 ) -> Tensor:
     """O, (batch, heads, n_q, d_v), of a call whose ``middle_factor`` is known."""
+    order = None
+    if near_field > 1:
+        # Runs of a near field are tokens that follow each other.
+        order = content_order(query, landmarks, key_padding_mask, landmark_padding_mask)
+        query, value = put_in_order(query, order), put_in_order(value, order)
+        key_padding_mask = padding_in_order(key_padding_mask)
     weights = None
     if normalization == "softmax":
         query, weights = softmax_query_and_weights(query, key, scale, key_padding_mask)
-    return backend.landmark_attention(
+    output = backend.landmark_attention(
         query,
         key,
         value,
         landmarks,
         middle,
         quotient=normalization in QUOTIENTS,
+        near_field=near_field,
         key_weights=weights,
         scale=scale,
         key_padding_mask=key_padding_mask,
     )
+    return output if order is None else put_back(output, order)

@@ -1,4 +1,4 @@
-"""The quotient of ``normalization="token"`` and ``"softmax"``: its diagonal and its denominator.
+"""The quotient of ``normalization="token"`` and ``"softmax"``: what is restored, and its floor.
 
 A row's weights do not change when all its terms are multiplied by one number, and neither does the
 floor below, which is a share of the row's terms.
@@ -20,6 +20,17 @@ def restored_diagonal(approximated: Tensor) -> Tensor:
     It is clamped to [0, 1], so that rounding cannot grow where tokens are far apart.
     """
     return (1 - approximated).clamp(0, 1)
+
+
+def restored_block(exact: Tensor, approximated: Tensor) -> Tensor:
+    """``restored_diagonal`` for blocks (..., c, c) of the kernel: their exact entries less P A⁺ Pᵀ.
+
+    What A⁺ leaves of the kernel is positive semidefinite with a diagonal of at most 1, so all its
+    entries are within −1 and 1. Off the diagonal negative ones are right: to clamp them at 0 would
+    leave more than the exact kernel in the row.
+    """
+    upper = (exact - approximated).clamp(max=1)
+    return torch.maximum(upper, torch.eye(exact.shape[-1]).to(exact) - 1)
 
 
 def floored(denominator: Tensor, terms: Tensor) -> Tensor:

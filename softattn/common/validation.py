@@ -32,6 +32,28 @@ def check_operator_choices(normalization: object, impl: object) -> None:
     check_choice("impl", impl, IMPLEMENTATIONS)
 
 
+def check_near_field(near_field: object, normalization: str, *, crossed: bool) -> int:
+    """The near field as an int.
+
+    Raises:
+        TypeError: it is not an int.
+        ValueError: it is below 1, or above 1 where there is no near field.
+    """
+    if not isinstance(near_field, SupportsIndex):
+        raise TypeError(f"near_field must be an int, got {near_field!r}")
+    run = operator.index(near_field)
+    if run < 1:
+        raise ValueError(f"near_field must be at least 1, got {run}")
+    if run > 1 and (crossed or normalization != "token"):
+        got = "cross-attention" if crossed else f"normalization={normalization!r}"
+        raise ValueError(
+            f"near_field={run} computes the weights among neighbouring tokens exactly. This is "
+            "offered for self-attention with normalization='token', where a token's neighbours "
+            f"are queries and keys, got {got}; use near_field=1"
+        )
+    return run
+
+
 def check_causal(is_causal: bool) -> None:
     """Raises ValueError where causal attention is asked for."""
     if is_causal:

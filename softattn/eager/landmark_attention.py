@@ -14,6 +14,7 @@ from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import compute_dtype, without_autocast
 from softattn.common.products import matmul
 from softattn.common.quotient import floored, restored_diagonal
+from softattn.eager.near_field import near_field_terms
 from softattn.eager.passes import Passes
 from softattn.eager.product import gaussian_product, nearest_key_shift
 
@@ -29,13 +30,14 @@ def landmark_attention(
     middle: Tensor,
     *,
     quotient: bool,
+    near_field: int,
     key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
     tensors = (query, key, value, landmarks, middle, key_weights, key_padding_mask)
-    output, _ = apply(_LandmarkAttention, *tensors, scale, quotient)
+    output, _ = apply(_LandmarkAttention, *tensors, scale, quotient, near_field)
     return output
 
 
@@ -55,27 +57,29 @@ class _LandmarkAttention(torch.autograd.Function):
         padding: Tensor | None,
         scale: float,
         quotient: bool,
+        near_field: int,
     ) -> tuple[Tensor, Tensor]:
         compute = _forward_operator if is_compiled() else _forward
-        return compute(query, key, value, landmarks, middle, weights, padding, scale, quotient)
+        inputs = (query, key, value, landmarks, middle, weights)
+        return compute(*inputs, padding, scale, quotient, near_field)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.scale, ctx.quotient = inputs
+        *tensors, ctx.scale, ctx.quotient, ctx.near_field = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, output, sums = ctx.saved_tensors
-        arguments: Any = [*tensors, ctx.scale, ctx.quotient]
+        arguments: Any = [*tensors, ctx.scale, ctx.quotient, ctx.near_field]
         if torch.is_grad_enabled() and not is_compiled():
-            return *_gradients_by_products(arguments, grad), None, None, None
+            return *_gradients_by_products(arguments, grad), None, None, None, None
         compute: Any = _gradients_operator if is_compiled() else _gradients
         needed = [bool(need) for need in ctx.needs_input_grad[:_INPUTS]]
         gradients = compute(*arguments, grad, output, sums, needed)
         found = [g if need else None for g, need in zip(gradients, needed, strict=True)]
-        return *found, None, None, None
+        return *found, None, None, None, None
 
 
 # Operators return tensors only: an empty one means None.
@@ -91,8 +95,10 @@ def _forward(
     padding: Tensor | None,
     scale: float,
     quotient: bool,
+    near_field: int,
 ) -> tuple[Tensor, Tensor]:
-    passes = Passes(query, key, value, landmarks, middle, weights, padding, scale, quotient)
+    inputs = (query, key, value, landmarks, middle, weights)
+    passes = Passes(*inputs, padding, scale, quotient, near_field)
     sums = passes.sums()
     return passes.output(sums), sums
 
@@ -103,7 +109,7 @@ _forward_operator = torch.library.custom_op("softattn::eager_landmark_attention"
 
 
 @_forward_operator.register_fake
-def _(query, key, value, landmarks, middle, weights, padding, scale, quotient):  # type: ignore[no-untyped-def]
+def _(query, key, value, landmarks, middle, weights, padding, scale, quotient, near_field):  # type: ignore[no-untyped-def]
     *outer, m, _ = landmarks.shape
     d_v = value.shape[-1]
     return (
@@ -122,6 +128,7 @@ def _gradients(
     padding: Tensor | None,
     scale: float,
     quotient: bool,
+    near_field: int,
     grad: Tensor,
     output: Tensor,
     sums: Tensor,
@@ -129,7 +136,7 @@ def _gradients(
 ) -> list[Tensor]:
     inputs = (query, key, value, landmarks, middle, weights)
     with without_autocast(query.device):
-        passes = Passes(*inputs, padding, scale, quotient)
+        passes = Passes(*inputs, padding, scale, quotient, near_field)
         computed = passes.gradients(grad, output, sums, needed)
     return [
         query.new_empty(0)
@@ -144,13 +151,13 @@ _gradients_operator = torch.library.custom_op(
     mutates_args=(),
     # torch 2.6 cannot infer it from these annotations.
     schema="(Tensor query, Tensor? key, Tensor value, Tensor landmarks, Tensor middle, "
-    "Tensor? weights, Tensor? padding, float scale, bool quotient, Tensor grad, Tensor output, "
-    "Tensor sums, bool[] needed) -> Tensor[]",
+    "Tensor? weights, Tensor? padding, float scale, bool quotient, int near_field, "
+    "Tensor grad, Tensor output, Tensor sums, bool[] needed) -> Tensor[]",
 )(_gradients)
 
 
 @_gradients_operator.register_fake
-def _(query, key, value, landmarks, middle, weights, padding, scale, quotient, *rest):  # type: ignore[no-untyped-def]
+def _(query, key, value, landmarks, middle, weights, padding, scale, quotient, near_field, *rest):  # type: ignore[no-untyped-def]
     inputs, needed = (query, key, value, landmarks, middle, weights), rest[-1]
     return [
         query.new_empty(0) if tensor is None or not need else tensor.new_empty(tensor.shape)
@@ -184,6 +191,7 @@ def _by_products(
     padding: Tensor | None,
     scale: float,
     quotient: bool,
+    near_field: int,
 ) -> Tensor:
     """O by products that can be differentiated any number of times."""
     keys = gather_padding(query if key is None else key, padding)
@@ -199,16 +207,21 @@ def _by_products(
         output, _ = gaussian_product(query, landmarks, factors, scale=scale)
     else:
         factors = torch.cat([factors, factors[..., -1:].abs()], -1)
+        restores_diagonal = key is None and near_field == 1
         terms, approximated = gaussian_product(
             query,
             landmarks,
             factors,
             scale=scale,
-            form=middle if key is None else None,
+            form=middle if restores_diagonal else None,
             shift=None if key is None else nearest_key_shift(query, landmarks, scale, None),
         )
         if approximated is not None:
             own = torch.cat([values, values[..., -1:]], -1)
             terms = torch.addcmul(terms, restored_diagonal(approximated), own)
+        elif key is None:
+            terms = terms + near_field_terms(
+                query, landmarks, middle, values, run=near_field, scale=scale
+            )
         output = terms[..., :-2] / floored(terms[..., -2:-1], terms[..., -1:])
     return blank_padding(output.to(value.dtype), padding if key is None else None)

@@ -10,7 +10,8 @@ budget; the others are computed again. With R = [M S, |z|], z the last column of
                   dX = rowsum(E) X − E L,   dL = colsum(E) L − Eᵀ X,   d[wV, w] = c [dN, dD] + P dS
 
 Here c = 1 − P_i M P_iᵀ in self-attention, and 0 in cross-attention, where each row of P_q is
-divided by its largest entry. Without a quotient, O = N = P_q M S and S = P_kᵀ V.
+divided by its largest entry. Without a quotient, O = N = P_q M S and S = P_kᵀ V. With a near field
+the terms of c are those of ``NearField``.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from softattn.common.centering import median_token
 from softattn.common.precision import compute_dtype
 from softattn.common.products import matmul
 from softattn.common.quotient import FLOOR, floored, restored_diagonal, underflow
+from softattn.eager.near_field import NearField
 from softattn.eager.tiles import token_slices
 
 # Bytes of the tiles of P that the first pass keeps for the second one.
@@ -68,11 +70,13 @@ class _Cotangents(NamedTuple):
     rows: [dN, dD, dT], or dO without a quotient.
     own: c [dN, dD + dT], the diagonal's share of d[wV, w], or None.
     diagonal: dc, or None.
+    tokens: the near field's share of dX, or None.
     """
 
     rows: Tensor
     own: Tensor | None = None
     diagonal: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 class Passes:
@@ -89,17 +93,21 @@ class Passes:
         padding: Tensor | None,
         scale: float,
         quotient: bool,
+        near_field: int,
     ) -> None:
         dtype = compute_dtype(query, value, landmarks, middle)
         self.query, self.value, self.weights = query, value, weights
         self.key = query if key is None else key
         self.is_self, self.quotient, self.scale = key is None, quotient, scale
+        self.near_field = near_field
         self.padding = None if padding is None else padding[:, None, :, None]
         self.landmarks = Landmarks(landmarks, scale, dtype)
         self.middle = middle.to(dtype)
         columns = landmarks.shape[-2] + value.shape[-1] + 2
-        self.query_tiles = token_slices(query, columns)
-        self.key_tiles = token_slices(self.key, columns)
+        if near_field > 1:
+            columns += near_field
+        self.query_tiles = token_slices(query, columns, near_field)
+        self.key_tiles = token_slices(self.key, columns, near_field)
         self._kept: dict[int | None, Tensor] = {}
         self._room = _KEPT_BYTES
 
@@ -117,12 +125,15 @@ class Passes:
         output = _Rows(self.query)
         for tile in self.query_tiles:
             p = self._rows_of_queries(tile)
-            products, approximated = self._products(p, factors)
+            products, p_middle = self._products(p, factors)
             rows = products
+            if p_middle is not None and self.near_field > 1:
+                products = products + self._near_field(tile, p, p_middle).terms()
             if self.quotient:
                 rows, sums_of_terms = products[..., :-2], products[..., -2:]
-                if approximated is not None:
-                    diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
+                if p_middle is not None and self.near_field == 1:
+                    diagonal = restored_diagonal(_diagonal(p, p_middle))
+                    values, ones = self._values(tile)
                     rows = torch.addcmul(rows, diagonal, values)
                     sums_of_terms = torch.addcmul(sums_of_terms, diagonal, ones)
                 rows = rows / floored(sums_of_terms[..., :1], sums_of_terms[..., 1:])
@@ -134,7 +145,10 @@ class Passes:
     ) -> list[Tensor | None]:
         """dQ, dK, dV, dL, dM and dw, None where it is not ``needed``."""
         factors = self._factors(sums)
-        cotangents, of_factors, of_middle = self._first_backward_pass(grad, output, factors)
+        of_landmarks, of_middle = _Sum(), _Sum()
+        cotangents, of_factors = self._first_backward_pass(
+            grad, output, factors, of_landmarks, of_middle
+        )
         if self.quotient:
             of_factors, of_absolute = of_factors[..., :-1], of_factors[..., -1:]
             of_factors[..., -1:].add_(factors[..., -2:-1].sign() * of_absolute)
@@ -144,7 +158,6 @@ class Passes:
         symmetric = self.middle + self.middle.mT
         of_query = _Rows(self.query)
         of_key, of_value, of_weights = _Rows(self.key), _Rows(self.key), _Rows(self.key)
-        of_landmarks = _Sum()
         values_needed, tokens_needed = needed[2] or needed[5], any(needed[i] for i in (0, 1, 3))
         for tile, cotangent in zip(self.query_tiles, cotangents, strict=True):
             p = self._rows_of_queries(tile)
@@ -157,9 +170,10 @@ class Passes:
                     of_p.sub_(cotangent.diagonal * matmul(p, symmetric))
                 if self.is_self:
                     of_p.add_(matmul(self._columns(tile), of_sums.mT))
-                of_query.put(
-                    tile, self._token_gradients(self._queries(tile), p, of_p, of_landmarks)
-                )
+                of_tokens = self._token_gradients(self._queries(tile), p, of_p, of_landmarks)
+                if cotangent.tokens is not None:
+                    of_tokens.add_(cotangent.tokens)
+                of_query.put(tile, of_tokens)
         for tile in [] if self.is_self else self.key_tiles:
             p = self._rows_of_keys(tile)
             if values_needed:
@@ -179,54 +193,68 @@ class Passes:
         return [each.total if need else None for each, need in zip(found, needed, strict=True)]
 
     def _first_backward_pass(
-        self, grad: Tensor, output: Tensor, factors: Tensor
-    ) -> tuple[list[_Cotangents], Tensor, "_Sum"]:
-        """The cotangents of each tile, dR, and the diagonal's share of dM."""
-        cotangents, of_factors, of_middle = [], _Sum(), _Sum()
+        self,
+        grad: Tensor,
+        output: Tensor,
+        factors: Tensor,
+        of_landmarks: "_Sum",
+        of_middle: "_Sum",
+    ) -> tuple[list[_Cotangents], Tensor]:
+        """The cotangents of each tile, and dR; adds what is restored to dL and dM."""
+        cotangents, of_factors = [], _Sum()
         for tile in self.query_tiles:
             p = self._rows_of_queries(tile, keep=True)
             of_rows = self._without_padded_queries(tile, grad[..., tile, :].to(p.dtype))
             found = _Cotangents(of_rows)
             if self.quotient:
-                found = self._quotient_gradient(tile, p, factors, of_rows, output[..., tile, :])
+                found = self._quotient_gradient(
+                    tile, p, factors, of_rows, output[..., tile, :], of_landmarks, of_middle
+                )
             cotangents.append(found)
             of_factors.add(matmul(p.mT, found.rows))
-            if found.diagonal is not None:
-                of_middle.add(matmul(p.mT, -found.diagonal * p))
-        return cotangents, of_factors.total, of_middle
+        return cotangents, of_factors.total
 
     def _quotient_gradient(
-        self, tile: slice, p: Tensor, factors: Tensor, of_output: Tensor, output: Tensor
+        self,
+        tile: slice,
+        p: Tensor,
+        factors: Tensor,
+        of_output: Tensor,
+        output: Tensor,
+        of_landmarks: "_Sum",
+        of_middle: "_Sum",
     ) -> _Cotangents:
-        """The gradient of [N, D, T] → N / sign(D) max(|D|, FLOOR · T), and of the diagonal."""
-        products, approximated = self._products(p, factors[..., -2:])
-        if approximated is not None:
-            diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
-            products = torch.addcmul(products, diagonal, ones)
-        denominator, terms = products[..., :1], products[..., 1:]
-        divisor = floored(denominator, terms)
-        of_numerator = of_output / divisor
-        of_divisor = -(of_numerator * output).sum(-1, keepdim=True)
-        of_divisor = of_divisor.masked_fill(terms <= underflow(terms.dtype), 0)
-        at_floor = denominator.abs() < FLOOR * terms
-        of_denominator = of_divisor.masked_fill(at_floor, 0)
-        of_terms = FLOOR * divisor.sign() * of_divisor.masked_fill(~at_floor, 0)
-        rows = torch.cat([of_numerator, of_denominator, of_terms], -1)
-        if approximated is None:
-            return _Cotangents(rows)
-        of_ones = of_denominator + of_terms
+        """The gradient of N / sign(D) max(|D|, FLOOR · T), and of what is restored in them."""
+        products, p_middle = self._products(p, factors[..., -2:])
+        if p_middle is None:
+            return _Cotangents(_through_quotient(products, of_output, output))
+        if self.near_field > 1:
+            near = self._near_field(tile, p, p_middle)
+            rows = _through_quotient(products + near.sums(), of_output, output)
+            of_near = near.gradients(rows, self.middle)
+            of_middle.add(of_near.middle)
+            of_tokens = self._token_gradients(self._queries(tile), p, of_near.p, of_landmarks)
+            return _Cotangents(rows, of_near.columns, tokens=of_tokens.add_(of_near.tokens))
+        approximated = _diagonal(p, p_middle)
+        diagonal, (values, ones) = restored_diagonal(approximated), self._values(tile)
+        rows = _through_quotient(torch.addcmul(products, diagonal, ones), of_output, output)
+        of_numerator, of_ones = rows[..., :-2], rows[..., -2:-1] + rows[..., -1:]
         of_diagonal = (of_numerator * values).sum(-1, keepdim=True) + of_ones * ones
-        clamped = (approximated < 0) | (approximated > 1)
-        own = diagonal * torch.cat([of_numerator, of_ones], -1)
-        return _Cotangents(rows, own, of_diagonal.masked_fill(clamped, 0))
+        of_diagonal.masked_fill_((approximated < 0) | (approximated > 1), 0)
+        of_middle.add(matmul(p.mT, -of_diagonal * p))
+        return _Cotangents(rows, diagonal * torch.cat([of_numerator, of_ones], -1), of_diagonal)
 
     def _products(self, p: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
-        """P_q times factors, and in self-attention with a quotient P_i M P_iᵀ."""
+        """P_q times factors, and in self-attention with a quotient P_q M."""
         if not (self.is_self and self.quotient):
             return matmul(p, factors), None
         columns = factors.shape[-1]
         products = matmul(p, torch.cat([factors, self.middle], -1))
-        return products[..., :columns], (products[..., columns:] * p).sum(-1, keepdim=True)
+        return products[..., :columns], products[..., columns:]
+
+    def _near_field(self, tile: slice, p: Tensor, p_middle: Tensor) -> NearField:
+        columns = self._columns(tile)
+        return NearField(self._queries(tile), p, p_middle, columns, self.near_field, self.scale)
 
     def _token_gradients(self, x: Tensor, p: Tensor, of_p: Tensor, of_landmarks: "_Sum") -> Tensor:
         """The gradient in centred tokens, through their rows of P; adds to that in L."""
@@ -304,6 +332,24 @@ class Passes:
 
     def _without_padded_queries(self, tile: slice, tokens: Tensor) -> Tensor:
         return self._without_padded_keys(tile, tokens) if self.is_self else tokens
+
+
+def _diagonal(p: Tensor, p_middle: Tensor) -> Tensor:
+    """P_i M P_iᵀ, (..., t, 1)."""
+    return (p_middle * p).sum(-1, keepdim=True)
+
+
+def _through_quotient(terms: Tensor, of_output: Tensor, output: Tensor) -> Tensor:
+    """[dN, dD, dT] of O = N / sign(D) max(|D|, FLOOR · T) with terms [D, T]."""
+    denominator, terms = terms[..., :1], terms[..., 1:]
+    divisor = floored(denominator, terms)
+    of_numerator = of_output / divisor
+    of_divisor = -(of_numerator * output).sum(-1, keepdim=True)
+    of_divisor = of_divisor.masked_fill(terms <= underflow(terms.dtype), 0)
+    at_floor = denominator.abs() < FLOOR * terms
+    of_denominator = of_divisor.masked_fill(at_floor, 0)
+    of_terms = FLOOR * divisor.sign() * of_divisor.masked_fill(~at_floor, 0)
+    return torch.cat([of_numerator, of_denominator, of_terms], -1)
 
 
 class _Sum:

@@ -202,7 +202,7 @@ def _shift(query: Tensor, key: Tensor, padding: Tensor | None, scale: float) -> 
     tiles = Tiles(tokens)
 
     def largest_exponent(rows: slice, cols: slice) -> Tensor:
-        exponent = _exponent(**tiles.cut_centred(tokens, rows, cols), scale=scale)
+        exponent = log_kernel(**tiles.cut_centred(tokens, rows, cols), scale=scale)
         if padding is not None:
             exponent = exponent.masked_fill(padding[:, None, None, cols], -torch.inf)
         return exponent.amax(-1, keepdim=True)
@@ -222,7 +222,7 @@ def _(query, key, padding, scale):  # type: ignore[no-untyped-def]
     return query.new_empty((*query.shape[:3], 1), dtype=compute_dtype(query, key))
 
 
-def _exponent(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def log_kernel(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """−s ‖x − y‖² / 2 by its three products, at most 0: [..., n_q, n_k]."""
     half = scale / 2
     exponent = matmul(query, (scale * key).mT)
@@ -235,10 +235,10 @@ def _block(query: Tensor, key: Tensor, scale: float, shift: Tensor | None) -> Te
     """One tile of P. The longer side goes along the rows, where the products are faster."""
     if shift is not None:
         # The shift lifts no key above 0, up to rounding, but padding, which must not overflow.
-        return _exponent(query, key, scale).add_(shift).clamp_max_(1).exp_()
+        return log_kernel(query, key, scale).add_(shift).clamp_max_(1).exp_()
     if query.shape[-2] < key.shape[-2]:
-        return _exponent(key, query, scale).exp_().mT
-    return _exponent(query, key, scale).exp_()
+        return log_kernel(key, query, scale).exp_().mT
+    return log_kernel(query, key, scale).exp_()
 
 
 def _tile_product(

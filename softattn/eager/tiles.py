@@ -104,14 +104,17 @@ class Tiles:
         return term.new_empty(*term.shape[:-2], tokens, term.shape[-1])
 
 
-def token_slices(tokens: Tensor, columns: int) -> list[slice]:
-    """Runs of tokens (..., n, d) that fill a tile of so many columns, for the whole batch."""
+def token_slices(tokens: Tensor, columns: int, multiple: int = 1) -> list[slice]:
+    """Slices of tokens (..., n, d) that fill a tile of so many columns, for the whole batch.
+
+    The length of each but the last is a multiple of ``multiple``.
+    """
     if is_exported():
         # An exported graph has no loop whose length depends on a size.
         return [slice(None)]
     batch = tokens.shape[:-2].numel()
     size = max(_LEAST_LONG_SIDE, _TILE_ELEMENTS // max(batch * columns, 1))
-    return _slices(tokens.shape[-2], size)
+    return _slices(tokens.shape[-2], max(size // multiple, 1) * multiple)
 
 
 def _slices(length: int, size: int) -> list[slice]:

@@ -17,6 +17,7 @@ def landmark_attention(
     middle: Tensor,
     *,
     quotient: bool,
+    near_field: int,
     key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,

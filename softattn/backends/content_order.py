@@ -1,0 +1,129 @@
+"""The order of tokens by content, which a near field cuts into runs.
+
+Tokens of one landmark come together, and landmarks that lie beside each other on the main
+direction of all landmarks follow each other. Runs that are cut from the order of the input instead
+bring a quarter of the accuracy.
+"""
+
+import torch
+from torch import Tensor
+
+from softattn.common.centering import median_token
+from softattn.common.compiler import is_compiled
+from softattn.common.padding import inverse_permutation
+from softattn.common.precision import compute_dtype
+from softattn.common.products import matmul
+from softattn.eager.tiles import token_slices
+
+# Steps of the power iteration. An inexact direction still gives an order.
+_POWER_STEPS = 4
+
+
+def content_order(
+    tokens: Tensor,
+    landmarks: Tensor,
+    padding_mask: Tensor | None = None,
+    landmark_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """Which token comes in each place, (batch, heads, n), padding last.
+
+    Tokens are sorted by the place of their nearest landmark on the landmarks' main direction, then
+    by their own place on it. Nothing is read back from the device.
+
+    Args:
+        tokens: X, (batch, heads, n, d).
+        landmarks: L, (batch, heads, m, d).
+        padding_mask: (batch, n), True where a token is padding.
+        landmark_padding_mask: (batch, m), likewise for landmarks.
+    """
+    compute = _order_operator if is_compiled() else _order
+    return compute(tokens.detach(), landmarks.detach(), padding_mask, landmark_padding_mask)
+
+
+def put_in_order(tokens: Tensor, order: Tensor) -> Tensor:
+    """Tokens (batch, heads, n, d) in an order (batch, heads, n)."""
+    return tokens.take_along_dim(order.unsqueeze(-1), -2)
+
+
+def put_back(tokens: Tensor, order: Tensor) -> Tensor:
+    """The inverse of ``put_in_order``."""
+    return put_in_order(tokens, inverse_permutation(order))
+
+
+def padding_in_order(padding_mask: Tensor | None) -> Tensor | None:
+    """The padding (batch, n) of tokens in order of their content, where it comes last."""
+    if padding_mask is None:
+        return None
+    places = torch.arange(padding_mask.shape[-1], device=padding_mask.device)
+    return places >= (~padding_mask).sum(-1, keepdim=True)
+
+
+def _order(
+    tokens: Tensor,
+    landmarks: Tensor,
+    padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    dtype, m = compute_dtype(tokens, landmarks), landmarks.shape[-2]
+    if m == 0:
+        # One cell for all, in the order of the input.
+        cells = torch.zeros_like(tokens[..., :1].sum(-1), dtype=torch.long)
+        places = torch.zeros_like(cells, dtype=dtype)
+    else:
+        center = median_token(landmarks).to(dtype)
+        landmarks = landmarks.to(dtype) - center
+        direction = _main_direction(landmarks)
+        ranks = (landmarks * direction).sum(-1).argsort(stable=True)
+        ranks = inverse_permutation(ranks)
+        hidden = None
+        if landmark_padding_mask is not None:
+            hidden = landmark_padding_mask[:, None, None, :]
+        nearest, own = [], []
+        for tile in token_slices(tokens, m):
+            some = tokens[..., tile, :].to(dtype) - center
+            nearest.append(_nearest(some, landmarks, hidden))
+            own.append((some * direction).sum(-1))
+        cells = ranks.gather(-1, torch.cat(nearest, -1))
+        places = torch.cat(own, -1)
+    if padding_mask is not None:
+        cells = cells.masked_fill(padding_mask[:, None], m)
+    by_place = places.argsort(stable=True)
+    by_cell = cells.gather(-1, by_place).argsort(stable=True)
+    return by_place.gather(-1, by_cell)
+
+
+_order_operator = torch.library.custom_op("softattn::content_order", mutates_args=())(_order)
+
+
+@_order_operator.register_fake
+def _(tokens, landmarks, padding_mask, landmark_padding_mask):  # type: ignore[no-untyped-def]
+    return tokens.new_empty(tokens.shape[:-1], dtype=torch.long)
+
+
+def _main_direction(landmarks: Tensor) -> Tensor:
+    """The unit vector (..., 1, d) along which landmarks vary most, 0 where all are one point.
+
+    By power iteration from the landmark that is farthest from their mean.
+    """
+    offsets = landmarks - landmarks.mean(-2, keepdim=True)
+    farthest = offsets.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)
+    direction = _unit(offsets.take_along_dim(farthest, -2))
+    for _ in range(_POWER_STEPS):
+        direction = _unit(matmul(matmul(direction, offsets.mT), offsets))
+    return direction
+
+
+def _unit(vector: Tensor) -> Tensor:
+    # Divided by its largest entry first, so that no square underflows.
+    tiny = torch.finfo(vector.dtype).tiny
+    vector = vector / vector.abs().amax(-1, keepdim=True).clamp(min=tiny)
+    return vector / vector.norm(dim=-1, keepdim=True).clamp(min=tiny)
+
+
+def _nearest(tokens: Tensor, landmarks: Tensor, hidden: Tensor | None) -> Tensor:
+    """The landmark nearest to each token, (..., n): that with the largest x · l − ‖l‖² / 2."""
+    closeness = matmul(tokens, landmarks.mT)
+    closeness.sub_(landmarks.square().sum(-1).unsqueeze(-2) / 2)
+    if hidden is not None:
+        closeness = closeness.masked_fill(hidden, -torch.inf)
+    return closeness.argmax(-1)
