@@ -47,6 +47,7 @@ def softmax_free_attention(
       number of tokens, though single ones may be a little below 0. In self-attention
       c = 1 − diag(P_q A⁺ P_kᵀ) puts the exact diagonal in the place of the approximated one; in
       cross-attention it is 0. The exact operator is the row-normalised Gaussian kernel.
+      ``near_field`` extends the exact diagonal to blocks.
     - ``"softmax"``: the same with w_j V_j and w_j for V_j and 1, w_j = exp(s ‖k_j‖² / 2). The exact
       operator is softmax(s Q Kᵀ) V where log w has a range of at most 8 over the keys, see
       ``softmax_log_weight_range``; a larger range is scaled down to 8. In cross-attention the keys
@@ -76,6 +77,11 @@ def softmax_free_attention(
             or one of ``"minimax"`` (the default: A + 0.01 I, converged), ``"soft"`` (the paper's),
             ``"soft_norm_official"`` and ``"transpose"``.
         scale: s, 1/√d by default.
+        near_field: c, how many tokens of like content are exact among themselves; 1 is the exact
+            diagonal. Tokens are sorted by their nearest landmark, then along the landmarks' main
+            direction, and cut into runs of c. Within a run k(Q, Q) takes the place of P_q A⁺ P_qᵀ.
+            Costs time and, of one run at once, memory in O(n c). Above 1 it is for self-attention
+            with ``"token"`` alone.
         key_padding_mask: (batch, n_k), True where a token is padding, which is ignored. In
             self-attention the output of padded queries is 0; so is that of a sample that is all
             padding.
@@ -91,7 +97,8 @@ def softmax_free_attention(
     Raises:
         TypeError: a tensor is not floating point, a mask is not bool, or dtypes differ, which they
             may under autocast alone: there all are promoted to the widest of them.
-        ValueError: shapes do not fit, devices differ, or a choice is unknown or cannot run.
+        ValueError: shapes do not fit, devices differ, a choice is unknown or cannot run, or there
+            is no such near field.
     """
     check_causal(is_causal)
     check_operator_choices(normalization, impl)
@@ -106,7 +113,7 @@ def softmax_free_attention(
         landmark_padding_mask=landmark_padding_mask,
     )
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
-    backend = select_backend(impl, query, value, landmarks)
+    backend = select_backend(impl, query, value, landmarks, near_field)
     scale = scale_of(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
@@ -168,6 +175,7 @@ def softmax_free_attention_varlen(
         normalization: see ``softmax_free_attention``.
         pinv: see ``softmax_free_attention``.
         scale: see ``softmax_free_attention``.
+        near_field: see ``softmax_free_attention``; runs do not cross from one sequence to another.
         landmark_padding_mask: (batch, m), True where a landmark is padding, as those that a
             sequence of fewer than m tokens leaves over.
         impl: see ``softmax_free_attention``.
@@ -197,7 +205,7 @@ def softmax_free_attention_varlen(
     batch, _, m, _ = landmarks.shape
     check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
-    backend = select_backend(impl, query, value, landmarks)
+    backend = select_backend(impl, query, value, landmarks, near_field)
     scale = scale_of(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(

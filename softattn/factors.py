@@ -7,21 +7,30 @@ import torch
 from torch import Tensor
 
 from softattn.backends.backend import EAGER
+from softattn.backends.content_order import content_order, put_back, put_in_order
 from softattn.backends.nystrom import middle_factor
+from softattn.common.centering import median_token
 from softattn.common.identity import without_repetition
 from softattn.common.key_weights import softmax_query_and_weights
-from softattn.common.padding import blank_padding, gather_padding
+from softattn.common.padding import blank_padding, gather_padding, inverse_permutation
 from softattn.common.precision import promoted_under_autocast, without_autocast
 from softattn.common.products import matmul
 from softattn.common.quotient import QUOTIENTS, floored, restored_diagonal
-from softattn.common.validation import NORMALIZATIONS, check_attention, check_choice, scale_of
+from softattn.common.validation import (
+    NORMALIZATIONS,
+    check_attention,
+    check_choice,
+    check_near_field,
+    scale_of,
+)
 from softattn.eager import gram
+from softattn.eager.near_field import NearField
 from softattn.pinv import resolve_pinv
 
 
 @dataclass(frozen=True)
 class AttentionFactors:
-    """The n_q × n_k attention matrix (P_q M P_kᵀ + diag(c)) / D of one call, in its factors.
+    """The n_q × n_k attention matrix (P_q M P_kᵀ + R) / D of one call, in its factors.
 
     All are float32, or float64 for float64 tokens. Rows and columns of padding are 0.
 
@@ -30,14 +39,18 @@ class AttentionFactors:
             divided by its largest entry, and D with it.
         middle: M, (batch, heads, m, m): A⁺, for ``"landmark"`` scaled on both sides.
         key_side: P_k, (batch, heads, n_k, m), for ``"softmax"`` times the weights of the keys.
-        diagonal: c of ``"token"`` and ``"softmax"`` in self-attention, (batch, heads, n), or None.
+        near_field: the entries of R in each row of ``"token"`` and ``"softmax"`` in self-attention,
+            (batch, heads, n, c) with c tokens in a near field, or None. With c = 1 they are the
+            diagonal.
+        near_tokens: the columns of these entries, likewise, int64.
         denominator: D of ``"token"`` and ``"softmax"``, (batch, heads, n_q), or None.
     """
 
     query_side: Tensor
     middle: Tensor
     key_side: Tensor
-    diagonal: Tensor | None = None
+    near_field: Tensor | None = None
+    near_tokens: Tensor | None = None
     denominator: Tensor | None = None
 
     def rows(self, indices: Sequence[int] | Tensor) -> Tensor:
@@ -56,15 +69,19 @@ class AttentionFactors:
         chosen = chosen % max(n_q, 1)
         with without_autocast(self.query_side.device):
             weights = matmul(matmul(self.query_side[:, :, chosen], self.middle), self.key_side.mT)
-        if self.diagonal is not None:
-            place = chosen.expand(*weights.shape[:2], -1)[..., None]
-            weights = weights.scatter_add(-1, place, self.diagonal[:, :, chosen, None])
+        if self.near_field is not None and self.near_tokens is not None:
+            weights = weights.scatter_add(
+                -1, self.near_tokens[:, :, chosen], self.near_field[:, :, chosen]
+            )
         if self.denominator is not None:
             weights = weights / self.denominator[:, :, chosen, None]
         return weights
 
     def column_sums(self) -> Tensor:
-        """What every key receives from all queries together, (batch, heads, n_k), in O(n m)."""
+        """What every key receives from all queries together, (batch, heads, n_k).
+
+        In time and memory linear in the tokens.
+        """
         share = torch.ones_like(self.query_side[..., 0])
         if self.denominator is not None:
             share = share / self.denominator
@@ -73,7 +90,10 @@ class AttentionFactors:
                 matmul(matmul(share[..., None, :], self.query_side), self.middle), self.key_side.mT
             )
         sums = received[..., 0, :]
-        return sums if self.diagonal is None else sums + self.diagonal * share
+        if self.near_field is None or self.near_tokens is None:
+            return sums
+        near = self.near_field * share.unsqueeze(-1)
+        return sums.scatter_add(-1, self.near_tokens.flatten(2), near.flatten(2))
 
     def reordered(self, queries: Tensor | None, keys: Tensor) -> "AttentionFactors":
         """The matrix with other orders of its rows and columns.
@@ -82,15 +102,24 @@ class AttentionFactors:
             queries: (batch, n_q), which row comes in each place; None keeps them.
             keys: (batch, n_k), which column comes in each place.
         """
-        query_side, diagonal, denominator = self.query_side, self.diagonal, self.denominator
+        query_side, denominator = self.query_side, self.denominator
+        near_field, near_tokens = self.near_field, self.near_tokens
         if queries is not None:
-            query_side = query_side.take_along_dim(queries[:, None, :, None], 2)
-            diagonal, denominator = (
-                None if each is None else each.take_along_dim(queries[:, None], 2)
-                for each in (diagonal, denominator)
+            rows = queries[:, None, :, None]
+            query_side = query_side.take_along_dim(rows, 2)
+            near_field, near_tokens = (
+                None if each is None else each.take_along_dim(rows, 2)
+                for each in (near_field, near_tokens)
             )
+            if denominator is not None:
+                denominator = denominator.take_along_dim(rows[..., 0], 2)
+        if near_tokens is not None:
+            places = inverse_permutation(keys)[:, None, :, None]
+            near_tokens = places.take_along_dim(near_tokens, 2)
         key_side = self.key_side.take_along_dim(keys[:, None, :, None], 2)
-        return AttentionFactors(query_side, self.middle, key_side, diagonal, denominator)
+        return AttentionFactors(
+            query_side, self.middle, key_side, near_field, near_tokens, denominator
+        )
 
 
 def attention_factors(
@@ -101,12 +130,13 @@ def attention_factors(
     normalization: str = "token",
     pinv: str | Callable[[Tensor], Tensor] | None = None,
     scale: float | None = None,
+    near_field: int = 1,
     key_padding_mask: Tensor | None = None,
     landmark_padding_mask: Tensor | None = None,
 ) -> AttentionFactors:
     """The factors of the attention matrix that ``softmax_free_attention`` multiplies values by.
 
-    They take O(n m) memory. The arguments are those of ``softmax_free_attention``.
+    They take O(n (m + near_field)) memory. The arguments are those of ``softmax_free_attention``.
 
     Examples:
         >>> tokens = torch.randn(1, 2, 1000, 32)
@@ -117,6 +147,7 @@ def attention_factors(
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
     query, key = without_repetition(query, key)
+    run = check_near_field(near_field, normalization, crossed=key is not None)
     check_attention(
         query,
         key,
@@ -147,11 +178,42 @@ def attention_factors(
             return AttentionFactors(query_side, middle, key_side)
         z = matmul(middle, key_side.sum(2).unsqueeze(-1))
         denominator, terms = matmul(query_side, torch.cat([z, z.abs()], -1)).unbind(-1)
-        diagonal = None
+        near = near_tokens = None
         if key is None:
-            diagonal = restored_diagonal((matmul(query_side, middle) * query_side).sum(-1))
-            diagonal = diagonal if weights is None else diagonal * weights[..., 0]
-            if key_padding_mask is not None:
-                diagonal = diagonal.masked_fill(key_padding_mask[:, None], 0)
-            denominator, terms = denominator + diagonal, terms + diagonal
-    return AttentionFactors(query_side, middle, key_side, diagonal, floored(denominator, terms))
+            ones = torch.ones_like(query_side[..., :1]) if weights is None else weights
+            ones = blank_padding(ones, key_padding_mask)
+            if run == 1:
+                approximated = (matmul(query_side, middle) * query_side).sum(-1, keepdim=True)
+                near = restored_diagonal(approximated) * ones
+                near_tokens = torch.arange(near.shape[2], device=near.device)[:, None]
+                near_tokens = near_tokens.expand(near.shape)
+            else:
+                order = content_order(keys, landmarks, key_padding_mask, landmark_padding_mask)
+                near, near_tokens = _near_field(
+                    keys, landmarks, query_side, middle, ones, order, run, scale
+                )
+                near = blank_padding(near, key_padding_mask)
+            denominator = denominator + near.sum(-1)
+            terms = terms + near.abs().sum(-1)
+        denominator = floored(denominator, terms)
+    return AttentionFactors(query_side, middle, key_side, near, near_tokens, denominator)
+
+
+def _near_field(
+    tokens: Tensor,
+    landmarks: Tensor,
+    p: Tensor,
+    middle: Tensor,
+    ones: Tensor,
+    order: Tensor,
+    run: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The entries of R in each row times ``ones``, and their columns: (batch, heads, n, run)."""
+    x = tokens.to(p.dtype) - median_token(landmarks.detach()).to(p.dtype)
+    x, p, ones = (put_in_order(each, order) for each in (x, p, ones))
+    near = NearField(x, p, matmul(p, middle), ones, run, scale)
+    entries = near.remainder * near.columns.mT
+    # Columns that the last run lacks are 0, and so are their entries.
+    columns = near.in_runs(order.unsqueeze(-1)).mT.expand_as(entries)
+    return put_back(near.in_rows(entries), order), put_back(near.in_rows(columns), order)

@@ -42,7 +42,7 @@ def content_order(
 
 def put_in_order(tokens: Tensor, order: Tensor) -> Tensor:
     """Tokens (batch, heads, n, d) in an order (batch, heads, n)."""
-    return tokens.take_along_dim(order.unsqueeze(-1), -2)
+    return tokens.gather(-2, order.unsqueeze(-1).expand_as(tokens))
 
 
 def put_back(tokens: Tensor, order: Tensor) -> Tensor:

@@ -32,7 +32,11 @@ class Implementation(NamedTuple):
 
 
 def explain_impl(
-    query: Tensor, value: Tensor | None = None, landmarks: Tensor | None = None, impl: str = "auto"
+    query: Tensor,
+    value: Tensor | None = None,
+    landmarks: Tensor | None = None,
+    impl: str = "auto",
+    near_field: int = 1,
 ) -> Implementation:
     """What a call with these tensors runs on, and why.
 
@@ -41,6 +45,7 @@ def explain_impl(
         value: of the call, (batch, heads, n, d_v), where it has one.
         landmarks: of the call, (batch, heads, m, d), where it has them.
         impl: as in the call.
+        near_field: as in the call.
 
     Returns:
         The name of the implementation, ``"eager"`` or ``"triton"``, and the reason. It does not
@@ -60,6 +65,7 @@ def explain_impl(
         _against_device(query.device, impl)
         or _against_dtype(query.dtype)
         or _against_sizes(query, value, landmarks)
+        or _against_near_field(near_field)
     )
     if obstacle is not None:
         return Implementation("eager", obstacle)
@@ -71,13 +77,14 @@ def select_backend(
     query: Tensor,
     value: Tensor | None = None,
     landmarks: Tensor | None = None,
+    near_field: int = 1,
 ) -> Backend:
     """The backend of a call.
 
     Raises:
         ValueError: ``impl`` is unknown, or ``"triton"`` and cannot run.
     """
-    choice = explain_impl(query, value, landmarks, impl)
+    choice = explain_impl(query, value, landmarks, impl, near_field)
     obstacle = choice.reason if choice.name == "eager" else None
     on_triton = _granted(impl, obstacle)
     return TRITON if on_triton else EAGER
@@ -159,3 +166,7 @@ def _against_sizes(query: Tensor, value: Tensor | None, landmarks: Tensor | None
             f"there are {landmarks.shape[-2]} landmarks, the kernels take {MOST_LANDMARKS} at most"
         )
     return None
+
+
+def _against_near_field(near_field: int) -> str | None:
+    return None if near_field == 1 else f"near_field={near_field}, and the kernels have none"

@@ -51,7 +51,7 @@ class NearField:
     ) -> None:
         self.number, self.run, self.scale = tokens.shape[-2], run, scale
         self.tokens, self.p, self.p_middle, self.columns = (
-            self._in_runs(rows) for rows in (tokens, p, p_middle, columns)
+            self.in_runs(rows) for rows in (tokens, p, p_middle, columns)
         )
         self.kernel = _kernel(self.tokens, scale)
         self.approximated = matmul(self.p_middle, self.p.mT)
@@ -59,18 +59,18 @@ class NearField:
 
     def terms(self) -> Tensor:
         """[R V, R 1, |R| 1], (..., t, d_v + 2)."""
-        values = self._in_rows(matmul(self.remainder, self.columns[..., :-1]))
+        values = self.in_rows(matmul(self.remainder, self.columns[..., :-1]))
         return torch.cat([values, self.sums()], -1)
 
     def sums(self) -> Tensor:
         """[R 1, |R| 1], (..., t, 2)."""
         both = torch.cat([self.remainder, self.remainder.abs()], -2)
         sums = matmul(both, self.columns[..., -1:]).unflatten(-2, (2, -1))
-        return self._in_rows(torch.cat(sums.unbind(-3), -1))
+        return self.in_rows(torch.cat(sums.unbind(-3), -1))
 
     def gradients(self, cotangents: Tensor, middle: Tensor) -> NearFieldGradients:
         """The gradients from [dN, dD, dT], (..., t, d_v + 2)."""
-        cotangents = self._in_runs(cotangents)
+        cotangents = self.in_runs(cotangents)
         of_remainder = matmul(cotangents[..., :-1], self.columns.mT)
         of_absolute = cotangents[..., -1:] * self.columns[..., -1:].mT
         of_remainder.add_(self.remainder.sign() * of_absolute)
@@ -81,23 +81,24 @@ class NearField:
         of_tokens = slope.sum(-1, keepdim=True) * self.tokens - matmul(slope, self.tokens)
         of_columns = matmul(self.remainder.mT, cotangents[..., :-1])
         of_columns[..., -1:].add_(matmul(self.remainder.abs().mT, cotangents[..., -1:]))
-        of_p_middle = self._in_rows(matmul(of_remainder, self.p))
-        of_p = self._in_rows(matmul(of_remainder.mT, self.p_middle))
+        of_p_middle = self.in_rows(matmul(of_remainder, self.p))
+        of_p = self.in_rows(matmul(of_remainder.mT, self.p_middle))
         return NearFieldGradients(
-            tokens=self._in_rows(of_tokens),
+            tokens=self.in_rows(of_tokens),
             p=-of_p.add_(matmul(of_p_middle, middle.mT)),
-            middle=-matmul(self._in_rows(self.p).mT, of_p_middle),
-            columns=self._in_rows(of_columns),
+            middle=-matmul(self.in_rows(self.p).mT, of_p_middle),
+            columns=self.in_rows(of_columns),
         )
 
-    def _in_runs(self, rows: Tensor) -> Tensor:
+    def in_runs(self, rows: Tensor) -> Tensor:
         """(..., t, columns) as (..., runs, run, columns), with zeros after the last token."""
         lacking = -self.number % self.run
         if is_exported() or lacking:
             rows = pad(rows, (0, 0, 0, lacking))
         return rows.unflatten(-2, ((self.number + lacking) // self.run, self.run))
 
-    def _in_rows(self, runs: Tensor) -> Tensor:
+    def in_rows(self, runs: Tensor) -> Tensor:
+        """The inverse of ``in_runs``."""
         return runs.flatten(-3, -2)[..., : self.number, :]
 
 

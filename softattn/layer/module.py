@@ -13,6 +13,7 @@ from softattn.common.precision import autocasts
 from softattn.common.validation import (
     check_causal,
     check_floating,
+    check_near_field,
     check_operator_choices,
     check_scale,
 )
@@ -40,6 +41,8 @@ class SoftmaxFreeAttention(nn.Module):
         scale: s in the kernel, 1/√d by default.
         qk_norm: divide the queries and keys of each head by their root mean square. All keys then
             have one norm, and ``"token"`` approximates softmax attention.
+        near_field: how many tokens of like content are exact among themselves, see
+            ``softmax_free_attention``. Above 1 it needs ``"token"``, and ``forward`` no context.
         value_conv: size of the published depthwise convolution over the values, which is added to
             the output: an odd int for maps of two dimensions, one for each dimension of other
             grids, 0 for none. One filter a head.
@@ -68,6 +71,7 @@ class SoftmaxFreeAttention(nn.Module):
         pinv: str | Callable[[Tensor], Tensor] | None = None,
         scale: float | None = None,
         qk_norm: bool = False,
+        near_field: int = 1,
         value_conv: int | Sequence[int] = 0,
         bias: bool = True,
         impl: str = "auto",
@@ -93,6 +97,7 @@ class SoftmaxFreeAttention(nn.Module):
         self.normalization = normalization
         self.scale = None if scale is None else check_scale(scale)
         self.qk_norm = qk_norm
+        self.near_field = check_near_field(near_field, normalization, crossed=False)
         self.impl = impl
         inner = self.num_heads * self.head_dim
         self.qk_proj = nn.Linear(embed_dim, inner, bias=bias, device=device, dtype=dtype)
@@ -184,6 +189,7 @@ class SoftmaxFreeAttention(nn.Module):
             normalization=self.normalization,
             pinv=self.pinv,
             scale=self.scale,
+            near_field=self.near_field,
             key_padding_mask=source.padding,
             landmark_padding_mask=inputs.landmark_padding_mask,
             impl=self.impl,
@@ -239,6 +245,7 @@ class SoftmaxFreeAttention(nn.Module):
             normalization=self.normalization,
             pinv=self.pinv,
             scale=self.scale,
+            near_field=self.near_field,
             key_padding_mask=source.padding,
             landmark_padding_mask=inputs.landmark_padding_mask,
         )
@@ -251,7 +258,7 @@ class SoftmaxFreeAttention(nn.Module):
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
             f"normalization={self.normalization!r}, scale={self.scale}, qk_norm={self.qk_norm}, "
-            f"impl={self.impl!r}"
+            f"near_field={self.near_field}, impl={self.impl!r}"
         )
 
     def _project(
@@ -323,6 +330,7 @@ class SoftmaxFreeAttention(nn.Module):
             normalization=self.normalization,
             pinv=self.pinv,
             scale=self.scale,
+            near_field=self.near_field,
             landmark_padding_mask=landmark_padding_mask,
             impl=self.impl,
         )
