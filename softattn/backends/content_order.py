@@ -7,6 +7,7 @@ bring a quarter of the accuracy.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from softattn.common.centering import median_token
 from softattn.common.compiler import is_compiled
@@ -64,29 +65,24 @@ def _order(
     padding_mask: Tensor | None,
     landmark_padding_mask: Tensor | None,
 ) -> Tensor:
-    dtype, m = compute_dtype(tokens, landmarks), landmarks.shape[-2]
-    if m == 0:
-        # One cell for all, in the order of the input.
-        cells = torch.zeros_like(tokens[..., :1].sum(-1), dtype=torch.long)
-        places = torch.zeros_like(cells, dtype=dtype)
-    else:
-        center = median_token(landmarks).to(dtype)
-        landmarks = landmarks.to(dtype) - center
-        direction = _main_direction(landmarks)
-        ranks = (landmarks * direction).sum(-1).argsort(stable=True)
-        ranks = inverse_permutation(ranks)
-        hidden = None
-        if landmark_padding_mask is not None:
-            hidden = landmark_padding_mask[:, None, None, :]
-        nearest, own = [], []
-        for tile in token_slices(tokens, m):
-            some = tokens[..., tile, :].to(dtype) - center
-            nearest.append(_nearest(some, landmarks, hidden))
-            own.append((some * direction).sum(-1))
-        cells = ranks.gather(-1, torch.cat(nearest, -1))
-        places = torch.cat(own, -1)
+    dtype = compute_dtype(tokens, landmarks)
+    if landmarks.shape[-2] == 0:
+        landmarks = torch.zeros(*tokens.shape[:-2], 1, tokens.shape[-1]).to(tokens)
+    center = median_token(landmarks).to(dtype)
+    landmarks = landmarks.to(dtype) - center
+    direction = _main_direction(landmarks)
+    ranks = inverse_permutation((landmarks * direction).sum(-1).argsort(stable=True))
+    hidden = None
+    if landmark_padding_mask is not None:
+        hidden = landmark_padding_mask[:, None, None, :]
+    nearest, own = [], []
+    for tile in token_slices(tokens, landmarks.shape[-2]):
+        some = tokens[..., tile, :].to(dtype) - center
+        nearest.append(_nearest(some, landmarks, hidden))
+        own.append((some * direction).sum(-1))
+    cells, places = ranks.gather(-1, torch.cat(nearest, -1)), torch.cat(own, -1)
     if padding_mask is not None:
-        cells = cells.masked_fill(padding_mask[:, None], m)
+        cells = cells.masked_fill(padding_mask[:, None], landmarks.shape[-2])
     by_place = places.argsort(stable=True)
     by_cell = cells.gather(-1, by_place).argsort(stable=True)
     return by_place.gather(-1, by_cell)
@@ -101,23 +97,20 @@ def _(tokens, landmarks, padding_mask, landmark_padding_mask):  # type: ignore[n
 
 
 def _main_direction(landmarks: Tensor) -> Tensor:
-    """The unit vector (..., 1, d) along which landmarks vary most, 0 where all are one point.
+    """The unit vector (..., 1, d) along which landmarks vary most.
 
-    By power iteration from the landmark that is farthest from their mean.
+    By power iteration from the landmark that is farthest from their mean; (1, …, 1) / √d where all
+    are one point.
     """
     offsets = landmarks - landmarks.mean(-2, keepdim=True)
+    largest = offsets.abs().amax((-2, -1), keepdim=True)
+    # Near 1, so that no square underflows.
+    offsets = torch.where(largest > 0, offsets / largest, 1)
     farthest = offsets.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)
-    direction = _unit(offsets.take_along_dim(farthest, -2))
+    direction = offsets.take_along_dim(farthest, -2)
     for _ in range(_POWER_STEPS):
-        direction = _unit(matmul(matmul(direction, offsets.mT), offsets))
+        direction = normalize(matmul(matmul(direction, offsets.mT), offsets), dim=-1)
     return direction
-
-
-def _unit(vector: Tensor) -> Tensor:
-    # Divided by its largest entry first, so that no square underflows.
-    tiny = torch.finfo(vector.dtype).tiny
-    vector = vector / vector.abs().amax(-1, keepdim=True).clamp(min=tiny)
-    return vector / vector.norm(dim=-1, keepdim=True).clamp(min=tiny)
 
 
 def _nearest(tokens: Tensor, landmarks: Tensor, hidden: Tensor | None) -> Tensor:

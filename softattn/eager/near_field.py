@@ -50,6 +50,9 @@ class NearField:
         self, tokens: Tensor, p: Tensor, p_middle: Tensor, columns: Tensor, run: int, scale: float
     ) -> None:
         self.number, self.run, self.scale = tokens.shape[-2], run, scale
+        if not is_exported():
+            # Fewer tokens than a run are a run of their own length.
+            self.run = min(run, max(self.number, 1))
         self.tokens, self.p, self.p_middle, self.columns = (
             self.in_runs(rows) for rows in (tokens, p, p_middle, columns)
         )
@@ -116,9 +119,10 @@ def near_field_terms(
         scale: s.
     """
     dtype = middle.dtype
-    center = median_token(landmarks.detach()).to(dtype)
 
-    def terms(tokens: Tensor, landmarks: Tensor, middle: Tensor, columns: Tensor) -> tuple[Tensor]:
+    def terms(
+        tokens: Tensor, landmarks: Tensor, center: Tensor, middle: Tensor, columns: Tensor
+    ) -> tuple[Tensor]:
         tokens, landmarks = tokens.to(dtype) - center, landmarks.to(dtype) - center
         p = log_kernel(tokens, landmarks, scale).exp()
         near = NearField(tokens, p, matmul(p, middle), columns.to(dtype), run, scale)
@@ -126,8 +130,9 @@ def near_field_terms(
 
     tile = token_slices(tokens, landmarks.shape[-2] + columns.shape[-1] + run, run)[0]
     size = tokens.shape[-2] if tile.stop is None else tile.stop
+    shared = (landmarks, median_token(landmarks.detach()).to(dtype), middle)
     parts = zip(tokens.split(size, -2), columns.split(size, -2), strict=True)
-    return torch.cat([recomputed(terms, x, landmarks, middle, own)[0] for x, own in parts], -2)
+    return torch.cat([recomputed(terms, x, *shared, own)[0] for x, own in parts], -2)
 
 
 def _kernel(tokens: Tensor, scale: float) -> Tensor:

@@ -10,7 +10,10 @@ from softattn.common.compiler import apply
 
 
 def recomputed(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``function(*tensors)``, which keeps the tensors alone for its derivatives of any order."""
+    """``function(*tensors)``, which keeps the tensors alone for its derivatives of any order.
+
+    ``function`` must take all tensors as arguments: transforms do not see those in its closure.
+    """
     outputs: tuple[Tensor, ...] = apply(_Recomputed, function, *tensors)
     return outputs
 

@@ -37,10 +37,14 @@ def assert_same_with_gradients(compiled, layer, *inputs, **options):
 
 
 @whole_graph
-@pytest.mark.parametrize("normalization", ["landmark", "token"])
-def test_one_compilation_for_many_lengths(counted, normalization):
+@pytest.mark.parametrize(
+    "options",
+    [{"normalization": "landmark"}, {"normalization": "token"}, {"near_field": 4}],
+    ids=["landmark", "token", "near field"],
+)
+def test_one_compilation_for_many_lengths(counted, options):
     layer = SoftmaxFreeAttention(
-        8, 2, landmarks=AvgPoolLandmarks(4), normalization=normalization, dtype=torch.float64
+        8, 2, landmarks=AvgPoolLandmarks(4), dtype=torch.float64, **options
     )
     compiled = torch.compile(layer, fullgraph=True, backend=counted)
     for n in LENGTHS:
@@ -51,10 +55,12 @@ def test_one_compilation_for_many_lengths(counted, normalization):
 
 
 @whole_graph
-@pytest.mark.parametrize("sampler", [AvgPoolLandmarks, KMeansLandmarks])
-def test_one_compilation_for_many_padded_lengths(counted, sampler):
+@pytest.mark.parametrize(
+    ("sampler", "near_field"), [(AvgPoolLandmarks, 1), (KMeansLandmarks, 4)]
+)
+def test_one_compilation_for_many_padded_lengths(counted, sampler, near_field):
     layer = SoftmaxFreeAttention(
-        8, 2, landmarks=sampler(4), normalization="token", dtype=torch.float64
+        8, 2, landmarks=sampler(4), near_field=near_field, dtype=torch.float64
     )
     compiled = torch.compile(layer, fullgraph=True, backend=counted)
     for n in LENGTHS:
@@ -157,12 +163,20 @@ def test_opcheck_of_clusters(padded):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")
 @pytest.mark.parametrize(
-    ("normalization", "padded"),
-    [("none", True), ("landmark", True), ("token", False), ("token", True)],
+    ("normalization", "near_field", "padded"),
+    [
+        ("none", 1, True),
+        ("landmark", 1, True),
+        ("token", 1, False),
+        ("token", 1, True),
+        ("token", 8, True),
+    ],
 )
-def test_inductor(normalization, padded):
+def test_inductor(normalization, near_field, padded):
     torch.compiler.reset()  # Dynamo takes no more than a few variants of one function
-    layer = SoftmaxFreeAttention(16, 2, normalization=normalization, dtype=torch.float64)
+    layer = SoftmaxFreeAttention(
+        16, 2, normalization=normalization, near_field=near_field, dtype=torch.float64
+    )
     x = torch.randn(2, 4, 5, 16, dtype=torch.float64, requires_grad=True)
     padding = torch.zeros(2, 4, 5, dtype=torch.bool)
     padding[0, 2:] = True

@@ -38,10 +38,16 @@ def saved_and_loaded(program):
 
 
 @pytest.mark.parametrize(
-    ("normalization", "padded"), [("none", True), ("landmark", True), ("token", False)]
+    ("options", "padded"),
+    [
+        ({"normalization": "none"}, True),
+        ({"normalization": "landmark"}, True),
+        ({"normalization": "token"}, False),
+        ({"near_field": 4}, True),
+    ],
 )
-def test_sequences(normalization, padded):
-    attention = layer(normalization=normalization)
+def test_sequences(options, padded):
+    attention = layer(**options)
     sizes = dict.fromkeys((0, 1), Dim.DYNAMIC)
 
     def example(batch, tokens):
@@ -93,9 +99,11 @@ def test_convolved_landmarks_in_batches_of_any_size():
 # The exporter's own: of its use of PyTorch, and of names that two inputs share.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:# The axis name.*will not be used")
-@pytest.mark.parametrize("sampler", [AvgPoolLandmarks, KMeansLandmarks])
-def test_onnx(tmp_path, sampler):
-    attention = layer(landmarks=sampler(4), dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("sampler", "near_field"), [(AvgPoolLandmarks, 1), (KMeansLandmarks, 4)]
+)
+def test_onnx(tmp_path, sampler, near_field):
+    attention = layer(landmarks=sampler(4), dtype=torch.float32, near_field=near_field)
     sizes = dict.fromkeys((0, 1), Dim.DYNAMIC)
     program = torch.onnx.export(
         attention,

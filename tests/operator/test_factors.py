@@ -34,6 +34,7 @@ def factors_of(problem, **options):
         problem.landmarks,
         normalization=problem.normalization,
         scale=problem.scale,
+        near_field=problem.near_field,
         **options,
     )
 

@@ -1,5 +1,7 @@
 """No n × m array is ever made, forward or backward, by any normalisation."""
 
+from itertools import product
+
 import pytest
 import torch
 from support.memory import LargestTensor
@@ -21,16 +23,18 @@ def test_the_recorder_sees_a_block_that_is_written_out():
     assert largest.elements == N * M > ALLOWED
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("crossed", [False, True])
-def test_softmax_free_attention(normalization, crossed):
+@pytest.mark.parametrize(
+    ("normalization", "crossed", "near_field"),
+    [*product(NORMALIZATIONS, [False, True], [1]), ("token", False, 16)],
+)
+def test_softmax_free_attention(normalization, crossed, near_field):
     query = torch.randn(1, 1, N, D, requires_grad=True)
     key = torch.randn(1, 1, N, D, requires_grad=True) if crossed else None
     value = torch.randn(1, 1, N, D, requires_grad=True)
     landmarks = torch.randn(1, 1, M, D, requires_grad=True)
     with LargestTensor() as largest:
         output = softattn.softmax_free_attention(
-            query, key, value, landmarks, normalization=normalization
+            query, key, value, landmarks, normalization=normalization, near_field=near_field
         )
         inputs = [t for t in (query, key, value, landmarks) if t is not None]
         gradients = torch.autograd.grad(output.sum(), inputs, create_graph=True)

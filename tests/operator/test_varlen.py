@@ -17,22 +17,25 @@ ROUNDING = dict(rtol=1e-10, atol=1e-10)
     lengths=lengths_of_batches,
     key_lengths=st.none() | st.lists(st.integers(0, 9), min_size=3, max_size=3),
     normalization=st.sampled_from(NORMALIZATIONS),
+    near_field=st.integers(1, 4),
     sampler=st.sampled_from(["average", "convolution"]),
     dtype=st.sampled_from([torch.int32, torch.int64]),
     seed=seeds,
 )
-@example([], None, "token", "average", torch.int64, 0)
-@example([0, 0], [0, 0, 0], "landmark", "average", torch.int64, 0)
-@example([7, 7, 7], None, "landmark", "convolution", torch.int32, 0)
+@example([], None, "token", 2, "average", torch.int64, 0)
+@example([0, 0], [0, 0, 0], "landmark", 1, "average", torch.int64, 0)
+@example([7, 7, 7], None, "landmark", 1, "convolution", torch.int32, 0)
 def test_output_is_that_of_each_sequence_alone(
-    lengths, key_lengths, normalization, sampler, dtype, seed
+    lengths, key_lengths, normalization, near_field, sampler, dtype, seed
 ):
     crossed = key_lengths is not None
     key_lengths = key_lengths[: len(lengths)] if crossed else lengths
     query = normal(sum(lengths), 2, 3, seed=seed).requires_grad_()
     key = normal(sum(key_lengths), 2, 3, seed=seed + 1).requires_grad_() if crossed else query
     value = normal(sum(key_lengths), 2, 5, seed=seed + 2).requires_grad_()
-    options = {"normalization": normalization, "scale": 0.7}
+    if crossed or normalization != "token":
+        near_field = 1
+    options = {"normalization": normalization, "scale": 0.7, "near_field": near_field}
     sample = AvgPoolLandmarks(4) if sampler == "average" else ConvLandmarks(3, (3,)).double()
     landmarks, padding = sample.forward_varlen(key, offsets(key_lengths, dtype))
     output = softmax_free_attention_varlen(

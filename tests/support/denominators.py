@@ -32,10 +32,14 @@ def denominator_and_terms(problem) -> tuple[Tensor, Tensor]:
     a = reference.gaussian_kernel(wide.landmarks, wide.landmarks, wide.scale)
     inverse = torch.linalg.inv(a + 0.01 * torch.eye(a.shape[-1], dtype=a.dtype))
     z = inverse @ (p_k * weights).sum(2).unsqueeze(-1)
-    diagonal = torch.zeros_like(weights[..., :1, :])
+    restored = torch.zeros_like(p[..., :1] * p_k[..., :1].mT)
     if problem.key is None:
-        diagonal = weights * (1 - ((p @ inverse) * p).sum(-1, keepdim=True))
-    return p @ z + diagonal, p @ z.abs() + diagonal
+        runs = problem.runs()
+        in_one_run = runs.unsqueeze(-1) == runs.unsqueeze(-2)
+        remainder = reference.gaussian_kernel(query, query, wide.scale) - p @ inverse @ p.mT
+        restored = in_one_run * remainder * weights.mT
+    of_restored = restored.sum(-1, keepdim=True), restored.abs().sum(-1, keepdim=True)
+    return p @ z + of_restored[0], p @ z.abs() + of_restored[1]
 
 
 def problem_across_the_floor(normalization: str) -> Problem:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from softattn import reference
+from softattn.backends.content_order import content_order
+from softattn.common.padding import inverse_permutation
 
 NORMALIZATIONS = ("none", "landmark", "token", "softmax")
 QUOTIENTS = ("token", "softmax")
@@ -23,6 +25,7 @@ class Problem:
     landmarks: Tensor
     normalization: str
     scale: float | None
+    near_field: int = 1
 
     @property
     def keys(self) -> Tensor:
@@ -44,8 +47,24 @@ class Problem:
             landmarks=function(self.landmarks),
         )
 
+    def runs(self) -> Tensor:
+        """The number of each token's run of the near field, (batch, heads, n)."""
+        if self.near_field == 1:
+            return torch.arange(self.query.shape[2]).to(self.query.device)
+        order = content_order(self.query, self.landmarks)
+        return inverse_permutation(order) // self.near_field
+
+    def oracle(self, runs: Tensor, **options) -> Tensor:
+        """The output of the oracle in the precision of the arguments."""
+        return self._call(reference.softmax_free_attention, runs=runs, **options)
+
     def solve(self, attention, **options) -> Tensor:
         """The output of ``attention`` for these arguments."""
+        if self.near_field > 1:
+            options = {"near_field": self.near_field} | options
+        return self._call(attention, **options)
+
+    def _call(self, attention, **options) -> Tensor:
         return attention(
             self.query,
             self.key,
@@ -57,12 +76,12 @@ class Problem:
         )
 
     def truth(self) -> Tensor:
-        return self.to(torch.float64).solve(reference.softmax_free_attention)
+        return self.to(torch.float64).oracle(self.runs())
 
     def plain(self) -> Tensor:
         """The formula as written, in the problem's dtype; half precision rounds at the end."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        return self.to(wide).solve(reference.softmax_free_attention).to(self.query.dtype)
+        return self.to(wide).oracle(self.runs()).to(self.query.dtype)
 
     def spread(self) -> Tensor:
         """The largest norm of a query, key or landmark."""
@@ -76,9 +95,7 @@ class Problem:
             value=self.value.double().abs(),
             normalization="none" if self.normalization in QUOTIENTS else self.normalization,
         )
-        return absolute.solve(
-            reference.softmax_free_attention, inverse=lambda a: torch.linalg.inv(a).abs()
-        )
+        return absolute.oracle(self.runs(), inverse=lambda a: torch.linalg.inv(a).abs())
 
 
 def normal(*shape: int, seed: int, spread: float = 1.0, dtype=torch.float64) -> Tensor:
@@ -99,13 +116,18 @@ def problems(
     tokens=st.integers(0, 14),
     landmarks=st.integers(1, 6),
     scales=st.sampled_from([None, 0.05, 1.0]),
+    near_fields=True,
 ):
-    """Problems whose landmarks are tokens, points of their own, or all nearly equal."""
+    """Problems whose landmarks are tokens, points of their own, or all nearly equal.
+
+    With ``near_fields`` some have one, where "token" is among the normalizations.
+    """
     batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     n_q, m = draw(tokens), draw(landmarks)
     d, d_v = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     seed, spread = draw(seeds), draw(spreads)
-    crossed = draw(cross)
+    has_near_field = near_fields and "token" in normalizations and draw(st.booleans())
+    crossed = not has_near_field and draw(cross)
     n_k = draw(tokens) if crossed else n_q
     query = normal(batch, heads, n_q, d, seed=seed, spread=spread)
     key = normal(batch, heads, n_k, d, seed=seed + 1, spread=spread) if crossed else None
@@ -121,8 +143,9 @@ def problems(
         key=key,
         value=normal(batch, heads, n_k, d_v, seed=seed + 3),
         landmarks=landmarks,
-        normalization=draw(st.sampled_from(normalizations)),
+        normalization="token" if has_near_field else draw(st.sampled_from(normalizations)),
         scale=draw(scales),
+        near_field=draw(st.integers(2, 8)) if has_near_field else 1,
     )
     return problem.to(draw(st.sampled_from(dtypes)))
 
