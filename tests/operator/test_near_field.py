@@ -1,0 +1,176 @@
+"""Near fields: what the laws of ``test_attention`` do not say of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from support.strategies import normal, problems, seeds
+from torch.autograd import gradcheck, gradgradcheck
+
+from softattn import AvgPoolLandmarks, attention_factors, reference, softmax_free_attention
+from softattn.backends.content_order import content_order
+from softattn.common.padding import inverse_permutation
+from softattn.common.quotient import FLOOR
+from softattn.eager.near_field import NearField
+
+pytestmark = pytest.mark.usefixtures("tiles")
+
+ROUNDING = dict(rtol=1e-9, atol=1e-9)
+
+
+@given(problem=problems(normalizations=("token",), cross=st.just(False)), more=st.integers(0, 3))
+def test_one_run_of_all_tokens_is_the_exact_operator(problem, more):
+    n = problem.query.shape[2]
+    assume(n)
+    problem = replace(problem, near_field=n + more)
+    exact = reference.gaussian_attention(
+        problem.query, problem.query, problem.value, normalize=True, scale=problem.scale
+    )
+    torch.testing.assert_close(problem.solve(softmax_free_attention), exact, **ROUNDING)
+
+
+def test_run_of_one_token_is_the_diagonal():
+    tokens, landmarks, value = (normal(2, 1, n, 3, seed=seed) for seed, n in enumerate((7, 4, 7)))
+    p = reference.gaussian_kernel(tokens, landmarks)
+    middle = torch.linalg.inv(reference.gaussian_kernel(landmarks, landmarks) + 0.01 * torch.eye(4))
+    ones = torch.ones_like(value[..., :1])
+    near = NearField(tokens, p, p @ middle, torch.cat([value, ones], -1), 1, 3**-0.5)
+    diagonal = 1 - ((p @ middle) * p).sum(-1, keepdim=True)
+    torch.testing.assert_close(near.terms(), diagonal * torch.cat([value, ones, ones], -1))
+
+
+@pytest.mark.parametrize("near_field", [1, 16])
+def test_twins_share_their_weight_in_a_near_field(near_field):
+    n = 2000
+    tokens = 6 * torch.randn(1, 1, n, 16)
+    tokens[:, :, 1500] = tokens[:, :, 300]
+    landmarks = AvgPoolLandmarks(16)(tokens)
+    # The twins must not come into two runs.
+    places = inverse_permutation(content_order(tokens, landmarks))[0, 0]
+    assert places[300] // 16 == places[1500] // 16
+    row = attention_factors(tokens, None, landmarks, near_field=near_field).rows([300])[0, 0, 0]
+    twins = row[[300, 1500]]
+    if near_field == 1:
+        assert twins[0] > 0.99
+        assert twins[1].abs() < 0.01
+    else:
+        torch.testing.assert_close(twins, torch.full((2,), 0.5), rtol=0, atol=0.01)
+
+
+@given(problem=problems(normalizations=("token",), cross=st.just(False)), seed=seeds)
+def test_order_is_by_cell_and_then_along_one_direction(problem, seed):
+    assume(problem.query.numel())
+    tokens, landmarks = problem.query, problem.landmarks
+    order = content_order(tokens, landmarks)
+    padding = torch.rand(*tokens.shape[::2], generator=torch.Generator().manual_seed(seed)) < 0.3
+    padded = content_order(
+        tokens.masked_fill(padding[:, None, :, None], torch.nan), landmarks, padding
+    )
+    for b in range(tokens.shape[0]):
+        for h in range(tokens.shape[1]):
+            points = landmarks[b, h]
+            assert sorted(order[b, h].tolist()) == list(range(tokens.shape[2]))
+            cells = torch.cdist(tokens[b, h], points).argmin(-1)[order[b, h]]
+            changes = int((cells[1:] != cells[:-1]).sum())
+            assert changes == len(cells.unique()) - 1, "a cell comes twice"
+            kept = [i for i in order[b, h].tolist() if not padding[b, i]]
+            assert padded[b, h, : len(kept)].tolist() == kept
+
+
+def test_tokens_of_a_cell_follow_the_main_direction():
+    landmarks = torch.tensor(
+        [[0.0, 0.0], [10.0, 3.0], [30.0, 9.0], [20.0, 6.0]], dtype=torch.float64
+    )
+    tokens = landmarks.repeat_interleave(5, 0) + normal(20, 2, seed=0)
+    order = content_order(tokens[None, None], landmarks[None, None])[0, 0]
+    direction = torch.tensor([10.0, 3.0], dtype=torch.float64)
+    direction /= direction.norm()
+    cells = torch.cdist(tokens, landmarks).argmin(-1)
+    if cells[order[0]] == 2:
+        order = order.flip(0)  # the direction has no sign of its own
+    assert cells[order].unique_consecutive().tolist() == [0, 1, 3, 2]
+    places = (tokens @ direction)[order]
+    for cell in range(4):
+        of_cell = places[cells[order] == cell]
+        assert torch.equal(of_cell, of_cell.sort().values)
+
+
+def inverse_that_is_wrong(gram):
+    """Not symmetric, and so large that entries of R are clamped and denominators at the floor."""
+    m = gram.shape[-1]
+    return 10 * torch.linalg.inv(gram + 0.1 * torch.eye(m)) @ normal(m, m, seed=9)
+
+
+@pytest.mark.parametrize("pinv", [None, inverse_that_is_wrong])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradcheck(pinv, masked):
+    tokens, value, landmarks = (
+        normal(2, 1, n, d, seed=seed).requires_grad_()
+        for seed, (n, d) in enumerate([(7, 3), (7, 2), (3, 3)])
+    )
+    masks = {}
+    if masked:
+        masks["key_padding_mask"] = torch.arange(7) >= torch.tensor([[5], [7]])
+        masks["landmark_padding_mask"] = torch.arange(3) >= torch.tensor([[3], [2]])
+
+    def attend(tokens, value, landmarks):
+        return softmax_free_attention(
+            tokens, None, value, landmarks, near_field=3, pinv=pinv, **masks
+        )
+
+    assert gradcheck(attend, (tokens, value, landmarks))
+    # Along random directions, for all of them would take most of the time of this file.
+    assert gradgradcheck(attend, (tokens, value, landmarks), fast_mode=True)
+
+
+def test_wrong_inverse_meets_the_bounds_and_the_floor():
+    tokens, landmarks = normal(2, 1, 7, 3, seed=0), normal(2, 1, 3, 3, seed=2)
+    p = reference.gaussian_kernel(tokens, landmarks)
+    middle = inverse_that_is_wrong(reference.gaussian_kernel(landmarks, landmarks))
+    near = NearField(tokens, p, p @ middle, torch.ones(2, 1, 7, 1), 7, 3**-0.5)
+    for bound in (-1, 0, 1):
+        assert (near.remainder == bound).any()
+    z = middle @ p.sum(2).unsqueeze(-1)
+    denominator, terms = (p @ torch.cat([z, z.abs()], -1) + near.sums()).unbind(-1)
+    assert (denominator.abs() < FLOOR * terms).any()
+
+
+def test_vmap_over_the_batch():
+    tokens, value, landmarks = (
+        normal(3, 2, n, d, seed=seed) for seed, (n, d) in enumerate([(9, 3), (9, 2), (4, 3)])
+    )
+
+    def attend(*inputs):
+        tokens, value, landmarks = (each[None] for each in inputs)
+        return softmax_free_attention(tokens, None, value, landmarks, near_field=4)[0]
+
+    def gradient(*inputs):
+        return torch.func.grad(lambda *inputs: attend(*inputs).square().sum())(*inputs)
+
+    for function in (attend, gradient):
+        together = torch.vmap(function)(tokens, value, landmarks)
+        alone = [function(*inputs) for inputs in zip(tokens, value, landmarks, strict=True)]
+        torch.testing.assert_close(together, torch.stack(alone), **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"near_field": 0}, ValueError, "near_field must be at least 1, got 0"),
+        ({"near_field": 2.0}, TypeError, r"near_field must be an int, got 2\.0"),
+        (
+            {"near_field": 4, "normalization": "softmax"},
+            ValueError,
+            "near_field=4 .* self-attention with normalization='token', .* got "
+            "normalization='softmax'; use near_field=1",
+        ),
+        ({"near_field": 4, "key": normal(1, 1, 5, 3, seed=1)}, ValueError, "got cross-attention"),
+    ],
+)
+def test_where_there_is_no_near_field(options, error, message):
+    tokens = normal(1, 1, 5, 3, seed=0)
+    options = {"key": None} | options
+    with pytest.raises(error, match=message):
+        softmax_free_attention(tokens, value=tokens, landmarks=tokens[:, :, :2], **options)
