@@ -218,7 +218,7 @@ def softmax_free_attention_varlen(
         )
         masks: tuple[Tensor | None, ...] = (None,) * batch
         if landmark_padding_mask is not None:
-            masks = landmark_padding_mask.split(1)
+            masks = landmark_padding_mask.split([1] * batch)
         sequences = zip(
             _sequences(query, lengths_q),
             [None] * batch if key is None else _sequences(key, lengths_k),

@@ -107,7 +107,7 @@ def _main_direction(landmarks: Tensor) -> Tensor:
     # Near 1, so that no square underflows.
     offsets = torch.where(largest > 0, offsets / largest, 1)
     farthest = offsets.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)
-    direction = offsets.take_along_dim(farthest, -2)
+    direction = offsets.gather(-2, farthest.expand(*farthest.shape[:-1], offsets.shape[-1]))
     for _ in range(_POWER_STEPS):
         direction = normalize(matmul(matmul(direction, offsets.mT), offsets), dim=-1)
     return direction
