@@ -188,7 +188,9 @@ def attention_factors(
                 near_tokens = torch.arange(near.shape[2], device=near.device)[:, None]
                 near_tokens = near_tokens.expand(near.shape)
             else:
-                order = content_order(keys, landmarks, key_padding_mask, landmark_padding_mask)
+                order = content_order(
+                    EAGER, keys, landmarks, key_padding_mask, landmark_padding_mask
+                )
                 near, near_tokens = _near_field(
                     keys, landmarks, query_side, middle, ones, order, run, scale
                 )

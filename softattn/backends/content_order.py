@@ -7,20 +7,20 @@ bring a quarter of the accuracy.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
+from softattn.backends.backend import Backend
 from softattn.common.centering import median_token
-from softattn.common.compiler import is_compiled
 from softattn.common.padding import inverse_permutation
 from softattn.common.precision import compute_dtype
 from softattn.common.products import matmul
-from softattn.eager.tiles import token_slices
 
 # Steps of the power iteration. An inexact direction still gives an order.
 _POWER_STEPS = 4
 
 
 def content_order(
+    backend: Backend,
     tokens: Tensor,
     landmarks: Tensor,
     padding_mask: Tensor | None = None,
@@ -32,13 +32,27 @@ def content_order(
     by their own place on it. Nothing is read back from the device.
 
     Args:
+        backend: what finds the nearest landmarks.
         tokens: X, (batch, heads, n, d).
         landmarks: L, (batch, heads, m, d).
         padding_mask: (batch, n), True where a token is padding.
         landmark_padding_mask: (batch, m), likewise for landmarks.
     """
-    compute = _order_operator if is_compiled() else _order
-    return compute(tokens.detach(), landmarks.detach(), padding_mask, landmark_padding_mask)
+    tokens, landmarks = tokens.detach(), landmarks.detach()
+    if landmarks.shape[-2] == 0:
+        # As if all were padding.
+        landmarks = tokens.new_zeros(*tokens.shape[:2], 1, tokens.shape[-1])
+    nearest = backend.nearest_landmarks(tokens, landmarks, padding_mask, landmark_padding_mask)
+    dtype = compute_dtype(tokens, landmarks)
+    center = median_token(landmarks).to(dtype)
+    landmarks = landmarks.to(dtype) - center
+    direction = _main_direction(landmarks)
+    ranks = inverse_permutation((landmarks * direction).sum(-1).argsort(stable=True))
+    # Padding has the label m, and the last rank.
+    cells = pad(ranks, (0, 1), value=landmarks.shape[-2]).gather(-1, nearest)
+    by_place = ((tokens.to(dtype) - center) * direction).sum(-1).argsort(stable=True)
+    by_cell = cells.gather(-1, by_place).argsort(stable=True)
+    return by_place.gather(-1, by_cell)
 
 
 def put_in_order(tokens: Tensor, order: Tensor) -> Tensor:
@@ -59,43 +73,6 @@ def padding_in_order(padding_mask: Tensor | None) -> Tensor | None:
     return places >= (~padding_mask).sum(-1, keepdim=True)
 
 
-def _order(
-    tokens: Tensor,
-    landmarks: Tensor,
-    padding_mask: Tensor | None,
-    landmark_padding_mask: Tensor | None,
-) -> Tensor:
-    dtype = compute_dtype(tokens, landmarks)
-    if landmarks.shape[-2] == 0:
-        landmarks = torch.zeros(*tokens.shape[:-2], 1, tokens.shape[-1]).to(tokens)
-    center = median_token(landmarks).to(dtype)
-    landmarks = landmarks.to(dtype) - center
-    direction = _main_direction(landmarks)
-    ranks = inverse_permutation((landmarks * direction).sum(-1).argsort(stable=True))
-    hidden = None
-    if landmark_padding_mask is not None:
-        hidden = landmark_padding_mask[:, None, None, :]
-    nearest, own = [], []
-    for tile in token_slices(tokens, landmarks.shape[-2]):
-        some = tokens[..., tile, :].to(dtype) - center
-        nearest.append(_nearest(some, landmarks, hidden))
-        own.append((some * direction).sum(-1))
-    cells, places = ranks.gather(-1, torch.cat(nearest, -1)), torch.cat(own, -1)
-    if padding_mask is not None:
-        cells = cells.masked_fill(padding_mask[:, None], landmarks.shape[-2])
-    by_place = places.argsort(stable=True)
-    by_cell = cells.gather(-1, by_place).argsort(stable=True)
-    return by_place.gather(-1, by_cell)
-
-
-_order_operator = torch.library.custom_op("softattn::content_order", mutates_args=())(_order)
-
-
-@_order_operator.register_fake
-def _(tokens, landmarks, padding_mask, landmark_padding_mask):  # type: ignore[no-untyped-def]
-    return tokens.new_empty(tokens.shape[:-1], dtype=torch.long)
-
-
 def _main_direction(landmarks: Tensor) -> Tensor:
     """The unit vector (..., 1, d) along which landmarks vary most.
 
@@ -111,12 +88,3 @@ def _main_direction(landmarks: Tensor) -> Tensor:
     for _ in range(_POWER_STEPS):
         direction = normalize(matmul(matmul(direction, offsets.mT), offsets), dim=-1)
     return direction
-
-
-def _nearest(tokens: Tensor, landmarks: Tensor, hidden: Tensor | None) -> Tensor:
-    """The landmark nearest to each token, (..., n): that with the largest x · l − ‖l‖² / 2."""
-    closeness = matmul(tokens, landmarks.mT)
-    closeness.sub_(landmarks.square().sum(-1).unsqueeze(-2) / 2)
-    if hidden is not None:
-        closeness = closeness.masked_fill(hidden, -torch.inf)
-    return closeness.argmax(-1)

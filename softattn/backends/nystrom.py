@@ -73,7 +73,7 @@ def landmark_attention(
     order = None
     if near_field > 1:
         # Runs of a near field are tokens that follow each other.
-        order = content_order(query, landmarks, key_padding_mask, landmark_padding_mask)
+        order = content_order(backend, query, landmarks, key_padding_mask, landmark_padding_mask)
         query, value = put_in_order(query, order), put_in_order(value, order)
         key_padding_mask = padding_in_order(key_padding_mask)
     weights = None

@@ -55,9 +55,7 @@ def test_one_compilation_for_many_lengths(counted, options):
 
 
 @whole_graph
-@pytest.mark.parametrize(
-    ("sampler", "near_field"), [(AvgPoolLandmarks, 1), (KMeansLandmarks, 4)]
-)
+@pytest.mark.parametrize(("sampler", "near_field"), [(AvgPoolLandmarks, 1), (KMeansLandmarks, 4)])
 def test_one_compilation_for_many_padded_lengths(counted, sampler, near_field):
     layer = SoftmaxFreeAttention(
         8, 2, landmarks=sampler(4), near_field=near_field, dtype=torch.float64

@@ -99,9 +99,7 @@ def test_convolved_landmarks_in_batches_of_any_size():
 # The exporter's own: of its use of PyTorch, and of names that two inputs share.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:# The axis name.*will not be used")
-@pytest.mark.parametrize(
-    ("sampler", "near_field"), [(AvgPoolLandmarks, 1), (KMeansLandmarks, 4)]
-)
+@pytest.mark.parametrize(("sampler", "near_field"), [(AvgPoolLandmarks, 1), (KMeansLandmarks, 4)])
 def test_onnx(tmp_path, sampler, near_field):
     attention = layer(landmarks=sampler(4), dtype=torch.float32, near_field=near_field)
     sizes = dict.fromkeys((0, 1), Dim.DYNAMIC)

@@ -10,6 +10,7 @@ from support.strategies import normal, problems, seeds
 from torch.autograd import gradcheck, gradgradcheck
 
 from softattn import AvgPoolLandmarks, attention_factors, reference, softmax_free_attention
+from softattn.backends.backend import EAGER
 from softattn.backends.content_order import content_order
 from softattn.common.padding import inverse_permutation
 from softattn.common.quotient import FLOOR
@@ -48,7 +49,7 @@ def test_twins_share_their_weight_in_a_near_field(near_field):
     tokens[:, :, 1500] = tokens[:, :, 300]
     landmarks = AvgPoolLandmarks(16)(tokens)
     # The twins must not come into two runs.
-    places = inverse_permutation(content_order(tokens, landmarks))[0, 0]
+    places = inverse_permutation(content_order(EAGER, tokens, landmarks))[0, 0]
     assert places[300] // 16 == places[1500] // 16
     row = attention_factors(tokens, None, landmarks, near_field=near_field).rows([300])[0, 0, 0]
     twins = row[[300, 1500]]
@@ -63,10 +64,10 @@ def test_twins_share_their_weight_in_a_near_field(near_field):
 def test_order_is_by_cell_and_then_along_one_direction(problem, seed):
     assume(problem.query.numel())
     tokens, landmarks = problem.query, problem.landmarks
-    order = content_order(tokens, landmarks)
+    order = content_order(EAGER, tokens, landmarks)
     padding = torch.rand(*tokens.shape[::2], generator=torch.Generator().manual_seed(seed)) < 0.3
     padded = content_order(
-        tokens.masked_fill(padding[:, None, :, None], torch.nan), landmarks, padding
+        EAGER, tokens.masked_fill(padding[:, None, :, None], torch.nan), landmarks, padding
     )
     for b in range(tokens.shape[0]):
         for h in range(tokens.shape[1]):
@@ -84,7 +85,7 @@ def test_tokens_of_a_cell_follow_the_main_direction():
         [[0.0, 0.0], [10.0, 3.0], [30.0, 9.0], [20.0, 6.0]], dtype=torch.float64
     )
     tokens = landmarks.repeat_interleave(5, 0) + normal(20, 2, seed=0)
-    order = content_order(tokens[None, None], landmarks[None, None])[0, 0]
+    order = content_order(EAGER, tokens[None, None], landmarks[None, None])[0, 0]
     direction = torch.tensor([10.0, 3.0], dtype=torch.float64)
     direction /= direction.norm()
     cells = torch.cdist(tokens, landmarks).argmin(-1)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from softattn import reference
+from softattn.backends.backend import EAGER
 from softattn.backends.content_order import content_order
 from softattn.common.padding import inverse_permutation
 
@@ -51,7 +52,7 @@ class Problem:
         """The number of each token's run of the near field, (batch, heads, n)."""
         if self.near_field == 1:
             return torch.arange(self.query.shape[2]).to(self.query.device)
-        order = content_order(self.query, self.landmarks)
+        order = content_order(EAGER, self.query, self.landmarks)
         return inverse_permutation(order) // self.near_field
 
     def oracle(self, runs: Tensor, **options) -> Tensor:
