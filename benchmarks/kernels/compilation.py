@@ -207,6 +207,11 @@ class _AbsentDevice:
         return GPUTarget(target.backend, target.architecture, target.warp_size)
 
 
+def absent_device(target: Target) -> Any:
+    """A driver for Triton on a machine without the target."""
+    return _AbsentDevice(target)
+
+
 def _compiled(launch: Launch, target: Target) -> Any:
     from triton.runtime import driver
 
