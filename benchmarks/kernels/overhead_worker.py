@@ -84,10 +84,12 @@ def _calls(normalization: str, dtype: torch.dtype) -> tuple[Call, Call]:
         torch.randn(1, 2, 64, 64, generator=generator).to(dtype).requires_grad_() for _ in range(4)
     )
 
+    # A layer's inverse by default, on Triton as it is on a GPU.
+    pinv = softattn.NewtonPinv("minimax", ridge=0.01, impl="triton")
+    options = {"normalization": normalization, "pinv": pinv, "impl": "triton"}
+
     def forward() -> Tensor:
-        return softattn.softmax_free_attention(
-            tokens, None, value, landmarks, normalization=normalization, impl="triton"
-        )
+        return softattn.softmax_free_attention(tokens, None, value, landmarks, **options)
 
     def both() -> object:
         return torch.autograd.grad(forward(), (tokens, value, landmarks), grad)

@@ -120,13 +120,25 @@ def load_weights(
 @triton.jit
 def load_middle(ptr, rest_ptr, rows, columns, m):  # [rows, columns] twice
     """A tile of the pieces of M, (m, m); 0 beyond it."""
-    mask = (rows < m)[:, None] & (columns < m)[None, :]
-    at = rows[:, None] * m + columns[None, :]
-    piece = tl.load(ptr + at, mask=mask, other=0.0)
+    piece = load_square(ptr, rows, columns, m)
     rest = piece
     if rest_ptr is not None:
-        rest = tl.load(rest_ptr + at, mask=mask, other=0.0)
+        rest = load_square(rest_ptr, rows, columns, m)
     return piece, rest
+
+
+@triton.jit
+def load_square(ptr, rows, columns, m):
+    """Some rows and columns of a matrix of m × m, 0 beyond it."""
+    mask = (rows < m)[:, None] & (columns < m)[None, :]
+    return tl.load(ptr + rows[:, None] * m + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_transposed(ptr, rows, columns, m):
+    """The same of its transpose."""
+    mask = (rows < m)[:, None] & (columns < m)[None, :]
+    return tl.load(ptr + rows[:, None] + columns[None, :] * m, mask=mask, other=0.0)
 
 
 @triton.jit

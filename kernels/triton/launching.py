@@ -1,6 +1,7 @@
 """From tensors to a launch: pointers, strides, and what a kernel may use of a device."""
 
 import functools
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ def launch(
     if 0 in grid:
         return
     device = next(a.device for a in arguments.values() if isinstance(a, Tensor))
-    with torch.cuda.device(device if device.type == "cuda" else -1):
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
         kernel[grid](num_warps=warps, num_stages=stages, enable_fp_fusion=True, **arguments)
 
 

@@ -68,7 +68,7 @@ def gaussian_attention_gradient(
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV of ``gaussian_attention``; in self-attention dQ has both and dK is empty."""
-    from softattn.kernels import QueryTerms, token_gradient, tokens_to_landmarks
+    from softattn.kernels import QueryTerms, add_stretches, token_gradient, tokens_to_landmarks
 
     keys = query if key is None else key
     common: dict[str, Any] = {
@@ -82,14 +82,15 @@ def gaussian_attention_gradient(
         # The row sums' term, −G_i · O_i.
         grad_sums = -(grad.float() * output.float()).sum(-1)
         queries = QueryTerms(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
-    grad_query, grad_key, *_ = token_gradient(
+    grad_query, partial, *_ = token_gradient(
         query, keys, queries=queries, keys=None, scale=scale, **common
     )
-    grad_value = tokens_to_landmarks(keys, query, grad, row_shift=queries.row_shift, **common)
-    grad_value = grad_value.to(value.dtype)
+    partial_values = tokens_to_landmarks(keys, query, grad, row_shift=queries.row_shift, **common)
+    grad_value = add_stretches(partial_values, value.dtype)
     if key is None:
+        grad_key = add_stretches(partial)
         return grad_key.add_(grad_query).to(query.dtype), query.new_empty(0), grad_value
-    return grad_query, grad_key.to(key.dtype), grad_value
+    return grad_query, add_stretches(partial, key.dtype), grad_value
 
 
 @gaussian_attention_gradient.register_fake

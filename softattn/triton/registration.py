@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.common.centering import median_token
-
 
 def register_gradient(operator: Any, gradient: Any) -> None:
     """Makes ``gradient`` the derivative of ``operator``; ``gradient`` itself has none.
@@ -22,6 +20,8 @@ def register_gradient(operator: Any, gradient: Any) -> None:
         tensors = [argument for argument in inputs if argument is None or torch.is_tensor(argument)]
         ctx.options = inputs[len(tensors) :]
         ctx.number = len(inputs)
+        # The gradients of all outputs but the first are not used: none is filled with zeros.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *outputs)
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -49,7 +49,9 @@ def rate_of(scale: float) -> float:
 
 def center_of(tokens: Tensor) -> Tensor | None:
     """What is subtracted from float32 tokens; in half precision this would lose digits."""
-    return median_token(tokens)[:, :, 0].contiguous() if tokens.dtype == torch.float32 else None
+    from softattn import kernels
+
+    return kernels.median_token(tokens) if tokens.dtype == torch.float32 else None
 
 
 def or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
