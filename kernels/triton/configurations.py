@@ -7,6 +7,7 @@ takes at most 64 KiB. Where a kernel has two entries, the first is for landmarks
 one block, the second for more.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -138,6 +139,7 @@ _HALF_BY_GENERATION = {9: HALF_ON_WARP_GROUPS, 10: HALF_ON_TENSOR_MEMORY}
 _FLOAT32_BY_GENERATION = {9: FLOAT32_ON_WARP_GROUPS}
 
 
+@functools.lru_cache(maxsize=1024)
 def choose(
     kernel: str, d: int, d_v: int, m: int, dtype: torch.dtype, device: Device
 ) -> Configuration:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_rows, store_rows
-from softattn.kernels.launching import block_of, rows_argument
+from softattn.kernels.launching import block_of, ceil_div, rows_argument
 
 
 def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
@@ -30,8 +30,8 @@ def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
         _gaussian_kernel,
         (
             batch * heads,
-            triton.cdiv(n_q, chosen.tokens),
-            triton.cdiv(n_k, chosen.landmarks),
+            ceil_div(n_q, chosen.tokens),
+            ceil_div(n_k, chosen.landmarks),
         ),
         **rows_argument("x", query),
         **rows_argument("y", key),
@@ -80,7 +80,7 @@ def _gradient_of_one_side(
     dx = torch.empty(batch, heads, n, d, device=x.device, dtype=x.dtype)
     launching.launch(
         _gaussian_kernel_gradient,
-        (batch * heads, triton.cdiv(n, chosen.tokens)),
+        (batch * heads, ceil_div(n, chosen.tokens)),
         **rows_argument("x", x),
         **rows_argument("y", y),
         **_block_argument("p", block),

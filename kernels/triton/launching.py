@@ -60,9 +60,9 @@ def rows_of(tensor: Tensor) -> Tensor:
 
     Otherwise a contiguous copy.
     """
-    adjacent = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-    near = tensor.stride(-2) <= _FARTHEST_ROW
-    return tensor if adjacent and near else tensor.contiguous()
+    *_, row, feature = tensor.stride()
+    adjacent = feature == 1 or tensor.shape[-1] == 1
+    return tensor if adjacent and row <= _FARTHEST_ROW else tensor.contiguous()
 
 
 def rows_argument(name: str, tensor: Tensor | None) -> dict[str, object]:
@@ -88,4 +88,9 @@ def padding_argument(mask: Tensor | None) -> Tensor | None:
 
 def block_of(size: int) -> int:
     """The power of two, at least 16, that holds ``size`` columns of a tile."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << max(size - 1, 0).bit_length())
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """Quotient, rounded up. Triton's own takes longer than a launch may."""
+    return -(-number // divisor)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels import launching
-from softattn.kernels.launching import block_of, rows_argument
+from softattn.kernels.launching import block_of, ceil_div, rows_argument
 
 _TOKENS, _MOST = 8, 16
 
@@ -30,7 +30,7 @@ def median_token(tokens: Tensor) -> Tensor:
         median_ptr=median,
         heads=heads,
         apart=apart,
-        number=triton.cdiv(n, apart),
+        number=ceil_div(n, apart),
         D=d,
         BLOCK_N=_MOST,
         BLOCK_D=block_of(d),

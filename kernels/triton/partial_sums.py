@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels import launching
+from softattn.kernels.launching import ceil_div
 
 _ELEMENTS, _STRETCHES = 64, 32
 # One program reads so many partial sums in a few microseconds.
@@ -29,7 +30,7 @@ def add_stretches(partial: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
         return partial[:, :, 0].to(dtype)
     total = torch.empty((batch, heads, rows, columns), device=partial.device, dtype=dtype)
     size = rows * columns
-    blocks = triton.cdiv(size, _ELEMENTS)
+    blocks = ceil_div(size, _ELEMENTS)
     launching.launch(
         _add_stretches,
         (batch * heads * blocks,),

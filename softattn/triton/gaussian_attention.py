@@ -8,13 +8,15 @@ from torch import Tensor
 from softattn.triton.registration import (
     center_of,
     contiguous_like,
+    operator,
     or_empty,
     rate_of,
     register_gradient,
+    shapes_of,
 )
 
 
-@torch.library.custom_op("softattn::gaussian_attention", mutates_args=())
+@operator
 def gaussian_attention(
     query: Tensor,
     key: Tensor | None,
@@ -46,7 +48,7 @@ def gaussian_attention(
     return result.output, or_empty(result.row_shift, query)
 
 
-@gaussian_attention.register_fake
+@shapes_of(gaussian_attention)
 def _(query, key, value, padding, scale, normalize):  # type: ignore[no-untyped-def]
     batch, heads, n_q, _ = query.shape
     return (
@@ -55,7 +57,7 @@ def _(query, key, value, padding, scale, normalize):  # type: ignore[no-untyped-
     )
 
 
-@torch.library.custom_op("softattn::gaussian_attention_gradient", mutates_args=())
+@operator
 def gaussian_attention_gradient(
     grad: Tensor,
     query: Tensor,
@@ -93,7 +95,7 @@ def gaussian_attention_gradient(
     return grad_query, add_stretches(partial, key.dtype), grad_value
 
 
-@gaussian_attention_gradient.register_fake
+@shapes_of(gaussian_attention_gradient)
 def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
     return (
         contiguous_like(query),

@@ -11,16 +11,18 @@ from softattn.common.quotient import FLOOR, underflow
 from softattn.triton.registration import (
     center_of,
     contiguous_like,
+    operator,
     or_empty,
     rate_of,
     register_gradient,
+    shapes_of,
 )
 
 if TYPE_CHECKING:
     from softattn.kernels import LandmarkWeights, LandmarkWeightsGradient
 
 
-@torch.library.custom_op("softattn::landmark_attention", mutates_args=())
+@operator
 def landmark_attention(
     query: Tensor,
     key: Tensor | None,
@@ -86,7 +88,7 @@ def landmark_attention(
     return result.output, sums, denominator, diagonal, row_shift
 
 
-@landmark_attention.register_fake
+@shapes_of(landmark_attention)
 def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotient):  # type: ignore[no-untyped-def]
     batch, heads, n_q, _ = query.shape
     m, d_v = landmarks.shape[2], value.shape[3]
@@ -104,7 +106,7 @@ def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotien
     )
 
 
-@torch.library.custom_op("softattn::landmark_attention_gradient", mutates_args=())
+@operator
 def landmark_attention_gradient(
     grad: Tensor,
     query: Tensor,
@@ -207,7 +209,7 @@ def landmark_attention_gradient(
     )
 
 
-@landmark_attention_gradient.register_fake
+@shapes_of(landmark_attention_gradient)
 def _(grad, query, key, value, landmarks, middle, key_weights, *rest):  # type: ignore[no-untyped-def]
     return (
         contiguous_like(query),

@@ -5,13 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.triton.registration import contiguous_like, rate_of, refuse_second_derivative
+from softattn.triton.registration import (
+    contiguous_like,
+    differentiate,
+    operator,
+    rate_of,
+    refuse_second_derivative,
+    shapes_of,
+)
 
 # The most landmarks that the kernel takes.
 MOST_LANDMARKS = 128
 
 
-@torch.library.custom_op("softattn::middle_factor", mutates_args=())
+@operator
 def middle_factor(
     landmarks: Tensor,
     padding: Tensor | None,
@@ -50,7 +57,7 @@ def middle_factor(
     )
 
 
-@middle_factor.register_fake
+@shapes_of(middle_factor)
 def _(landmarks, padding, scale, ridge, lower, steps, normalized):  # type: ignore[no-untyped-def]
     batch, heads, m, _ = landmarks.shape
     return (
@@ -60,7 +67,7 @@ def _(landmarks, padding, scale, ridge, lower, steps, normalized):  # type: igno
     )
 
 
-@torch.library.custom_op("softattn::middle_factor_gradient", mutates_args=())
+@operator
 def middle_factor_gradient(
     grad: Tensor,
     grad_landmarks: Tensor | None,
@@ -86,7 +93,7 @@ def middle_factor_gradient(
     )
 
 
-@middle_factor_gradient.register_fake
+@shapes_of(middle_factor_gradient)
 def _(grad, grad_landmarks, landmarks, *rest):  # type: ignore[no-untyped-def]
     return contiguous_like(landmarks)
 
@@ -95,7 +102,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     _, padding, ctx.scale, *_, ctx.normalized = inputs
     ctx.save_for_backward(*output, padding)
     ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)
 
 
 def _backward(
@@ -110,5 +116,5 @@ def _backward(
     return gradient, *(None,) * 6
 
 
-middle_factor.register_autograd(_backward, setup_context=_save)
-middle_factor_gradient.register_autograd(refuse_second_derivative)
+differentiate(middle_factor, _save, _backward)
+refuse_second_derivative(middle_factor_gradient)
