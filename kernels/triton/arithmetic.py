@@ -15,15 +15,6 @@ import triton.language as tl
 
 
 @triton.jit
-def _probe():
-    pass
-
-
-# Triton's interpreter multiplies the bit patterns of bfloat16, so there the operands are widened.
-INTERPRETED = tl.constexpr(not isinstance(_probe, triton.JITFunction))
-
-
-@triton.jit
 def pair_of_program(heads, stretches):
     """The number of this program's stretch of tokens, its pair, batch and head."""
     unit = tl.program_id(0).to(tl.int64)
@@ -251,11 +242,18 @@ def _add_dots(
 
 
 @triton.jit
-def _add_dot(total, a, b, PRECISION: tl.constexpr):
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+def _compiled_add_dot(total, a, b, PRECISION: tl.constexpr):
     return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _interpreted_add_dot(total, a, b, PRECISION: tl.constexpr):
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
+
+
+# Triton's interpreter multiplies the bit patterns of bfloat16, so there the operands are widened.
+_is_compiled = isinstance(_compiled_add_dot, triton.JITFunction)
+_add_dot = _compiled_add_dot if _is_compiled else _interpreted_add_dot
 
 
 @triton.jit
