@@ -44,14 +44,21 @@ def device_of(device: torch.device) -> Device:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: object
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: dict[str, object],
+    configuration: tuple[int, int, int, int],
 ) -> None:
-    """Runs ``kernel`` on the device of its first tensor; an empty grid has nothing to run."""
+    """Runs ``kernel`` on the device of its first tensor; an empty grid has nothing to run.
+
+    ``configuration`` is a ``Configuration``, for its warps and stages.
+    """
     if 0 in grid:
         return
     device = next(a.device for a in arguments.values() if isinstance(a, Tensor))
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
+        *_, warps, stages = configuration
         kernel[grid](num_warps=warps, num_stages=stages, enable_fp_fusion=True, **arguments)
 
 

@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.launching import block_of, ceil_div, rows_argument
 
 _TOKENS, _MOST = 8, 16
+_CONFIGURATION = configurations.Configuration(_MOST, 0, warps=4, stages=1)
 
 
 def median_token(tokens: Tensor) -> Tensor:
@@ -26,16 +27,17 @@ def median_token(tokens: Tensor) -> Tensor:
     launching.launch(
         _median_token,
         (batch * heads,),
-        **rows_argument("x", tokens),
-        median_ptr=median,
-        heads=heads,
-        apart=apart,
-        number=ceil_div(n, apart),
-        D=d,
-        BLOCK_N=_MOST,
-        BLOCK_D=block_of(d),
-        warps=4,
-        stages=1,
+        dict(
+            **rows_argument("x", tokens),
+            median_ptr=median,
+            heads=heads,
+            apart=apart,
+            number=ceil_div(n, apart),
+            D=d,
+            BLOCK_N=_MOST,
+            BLOCK_D=block_of(d),
+        ),
+        _CONFIGURATION,
     )
     return median
 

@@ -37,17 +37,18 @@ def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor
     launching.launch(
         _newton if whole else _newton_in_tiles,
         (matrices,),
-        a_ptr=target.contiguous(),
-        start_ptr=start.contiguous(),
-        inverse_ptr=inverse,
-        m=m,
-        steps=steps,
-        lower=lower,
-        BLOCK=block_of(m),
-        TILE=chosen.tokens,
-        PRECISION=device.precision,
-        warps=chosen.warps,
-        stages=chosen.stages,
+        dict(
+            a_ptr=target.contiguous(),
+            start_ptr=start.contiguous(),
+            inverse_ptr=inverse,
+            m=m,
+            steps=steps,
+            lower=lower,
+            BLOCK=block_of(m),
+            TILE=chosen.tokens,
+            PRECISION=device.precision,
+        ),
+        chosen,
     )
     return inverse[0 if whole else steps % 2]
 

@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import launching
+from softattn.kernels import configurations, launching
 from softattn.kernels.launching import ceil_div
 
 _ELEMENTS, _STRETCHES = 64, 32
+_CONFIGURATION = configurations.Configuration(_STRETCHES, 0, warps=4, stages=1)
 # One program reads so many partial sums in a few microseconds.
 _FEW = 32
 
@@ -34,15 +35,16 @@ def add_stretches(partial: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     launching.launch(
         _add_stretches,
         (batch * heads * blocks,),
-        partial_ptr=partial.contiguous(),
-        total_ptr=total,
-        size=size,
-        stretches=stretches,
-        blocks=blocks,
-        ELEMENTS=_ELEMENTS,
-        STRETCHES=_STRETCHES,
-        warps=4,
-        stages=1,
+        dict(
+            partial_ptr=partial.contiguous(),
+            total_ptr=total,
+            size=size,
+            stretches=stretches,
+            blocks=blocks,
+            ELEMENTS=_ELEMENTS,
+            STRETCHES=_STRETCHES,
+        ),
+        _CONFIGURATION,
     )
     return total
 

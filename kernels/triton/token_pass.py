@@ -85,10 +85,8 @@ class TokenPass:
 
         ``arguments`` are those that not all kernels over tokens have.
         """
-        launching.launch(
-            kernel,
-            (self.batch * self.heads * stretches.number, *blocks),
-            **self._tensors,
+        arguments.update(
+            self._tensors,
             n=self.n,
             m=self.m,
             heads=self.heads,
@@ -102,7 +100,6 @@ class TokenPass:
             BLOCK_D=block_of(self.d),
             BLOCK_V=block_of(self.d_v),
             PRECISION=self._device.precision,
-            warps=self._tile.warps,
-            stages=self._tile.stages,
-            **arguments,
         )
+        grid = (self.batch * self.heads * stretches.number, *blocks)
+        launching.launch(kernel, grid, arguments, self._tile)
