@@ -5,6 +5,7 @@ take checked tensors and launch; softattn itself checks shapes and masks and def
 """
 
 from softattn.kernels.gaussian_kernel import gaussian_kernel, gaussian_kernel_gradient
+from softattn.kernels.key_weights import KeyWeights, key_weights, key_weights_gradient
 from softattn.kernels.landmark_weights import (
     LandmarkWeights,
     LandmarkWeightsGradient,
@@ -25,6 +26,7 @@ from softattn.kernels.tokens_to_landmarks import tokens_to_landmarks
 __all__ = [
     "Diagonal",
     "KeyTerms",
+    "KeyWeights",
     "LandmarkWeights",
     "LandmarkWeightsGradient",
     "MiddleFactor",
@@ -40,6 +42,8 @@ __all__ = [
     "gaussian_kernel",
     "gaussian_kernel_gradient",
     "in_pieces",
+    "key_weights",
+    "key_weights_gradient",
     "landmark_weights",
     "landmark_weights_gradient",
     "landmarks_to_tokens",

@@ -77,7 +77,9 @@ def landmark_attention(
     """O, (batch, heads, n_q, d_v), of a call whose ``middle_factor`` is known."""
     weights = None
     if normalization == "softmax":
-        query, weights = softmax_query_and_weights(query, key, scale, key_padding_mask)
+        query, weights = softmax_query_and_weights(
+            query, key, scale, key_padding_mask, backend.weigh_keys
+        )
     return backend.landmark_attention(
         query,
         key,

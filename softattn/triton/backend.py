@@ -6,11 +6,18 @@ from torch import Tensor
 from softattn.common.newton_schedule import steps_until
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
+from softattn.triton.key_weights import key_weights as _key_weights
 from softattn.triton.landmark_attention import landmark_attention as _through_landmarks
 from softattn.triton.middle_factor import MOST_LANDMARKS
 from softattn.triton.middle_factor import middle_factor as _middle_factor
 
-__all__ = ["gaussian_attention", "gram", "landmark_attention", "regularized_middle_factor"]
+__all__ = [
+    "gaussian_attention",
+    "gram",
+    "landmark_attention",
+    "regularized_middle_factor",
+    "weigh_keys",
+]
 
 
 def regularized_middle_factor(
@@ -54,6 +61,12 @@ def landmark_attention(
         query, key, value, landmarks, middle.float(), weights, padding, scale, quotient
     )
     return output
+
+
+def weigh_keys(keys: Tensor, scale: float, key_padding_mask: Tensor | None) -> Tensor:
+    """See ``softattn.common.key_weights.weigh_keys``."""
+    weights, *_ = _key_weights(keys, _words(key_padding_mask), scale)
+    return weights.unsqueeze(-1)
 
 
 def gaussian_attention(
