@@ -100,7 +100,7 @@ def _calls(normalization: str, dtype: torch.dtype) -> tuple[Call, Call]:
 def _counted(call: Call, stub: Stub) -> dict[str, int]:
     """The launches of a call by name, Triton's kernels first."""
     stub.launched.clear()
-    with _CountedOperations() as operations:
+    with CountedOperations() as operations:
         call()
     kernels = Counter(name.lstrip("_") for name in stub.launched)
     return dict(kernels) | {f"aten {name}": n for name, n in operations.counts.items()}
@@ -142,7 +142,7 @@ def _stub_launches() -> Stub:
     return stub
 
 
-class _CountedOperations(TorchDispatchMode):
+class CountedOperations(TorchDispatchMode):
     """Counts operations that launch, also those inside softattn's own operators."""
 
     def __init__(self) -> None:
