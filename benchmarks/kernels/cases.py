@@ -247,6 +247,78 @@ def _newton(inputs: _Inputs) -> None:
     newton(matrices, matrices, lower=0.1, steps=10)
 
 
+def _middle_factor(inputs: _Inputs, *, normalized: bool) -> None:
+    from softattn.kernels import middle_factor
+
+    middle_factor(
+        inputs.landmarks,
+        rate=_RATE,
+        ridge=0.01,
+        lower=1e-4,
+        steps=10,
+        normalized=normalized,
+        padding=inputs.key_padding(),
+    )
+
+
+def _middle_factor_gradient(inputs: _Inputs, *, normalized: bool) -> None:
+    from softattn.kernels import middle_factor_gradient
+
+    middle = inputs.middle
+    middle_factor_gradient(
+        inputs.landmarks,
+        middle,
+        middle,
+        middle,
+        inputs.landmarks,
+        scale=_SCALE,
+        normalized=normalized,
+        padding=inputs.key_padding(),
+    )
+
+
+def _weights(inputs: _Inputs, *, token: bool) -> None:
+    from softattn.kernels import landmark_weights
+
+    sums = inputs.sums(ones=token).unsqueeze(2).expand(-1, -1, 4, -1, -1).contiguous()
+    landmark_weights(
+        sums,
+        inputs.middle,
+        inputs.case.features,
+        inputs.tokens.dtype,
+        with_symmetric_middle=token,
+    )
+
+
+def _weights_gradient(inputs: _Inputs, *, token: bool) -> None:
+    from softattn.kernels import landmark_weights_gradient
+
+    sums = inputs.sums(ones=token)
+    landmark_weights_gradient(
+        sums.unsqueeze(2),
+        inputs.middle.unsqueeze(2) if token else None,
+        inputs.middle,
+        sums,
+        inputs.case.features,
+        inputs.tokens.dtype,
+    )
+
+
+def _key_weights(inputs: _Inputs) -> None:
+    from softattn.kernels import key_weights, key_weights_gradient
+
+    options = {"scale": _SCALE, "largest_range": 8.0, "padding": inputs.padding(inputs.case.tokens)}
+    computed = key_weights(inputs.tokens, **options)
+    key_weights_gradient(inputs.per_token, inputs.tokens, computed, **options)
+
+
+def _small_sums(inputs: _Inputs) -> None:
+    from softattn.kernels import add_stretches, median_token
+
+    add_stretches(inputs.sums(ones=False).unsqueeze(2).repeat(1, 1, 3, 1, 1), inputs.tokens.dtype)
+    median_token(inputs.tokens)
+
+
 # By what they are launched for. "exact" has keys in the landmarks' place.
 VARIANTS: dict[str, Callable[[_Inputs], None]] = {
     "sums": _sums,
@@ -285,4 +357,14 @@ VARIANTS: dict[str, Callable[[_Inputs], None]] = {
     "block": _block,
     "block gradient": _block_gradient,
     "newton": _newton,
+    "middle factor": lambda i: _middle_factor(i, normalized=False),
+    "middle factor, landmark": lambda i: _middle_factor(i, normalized=True),
+    "middle factor gradient": lambda i: _middle_factor_gradient(i, normalized=False),
+    "middle factor gradient, landmark": lambda i: _middle_factor_gradient(i, normalized=True),
+    "weights": lambda i: _weights(i, token=False),
+    "weights, token": lambda i: _weights(i, token=True),
+    "weights gradient": lambda i: _weights_gradient(i, token=False),
+    "weights gradient, token": lambda i: _weights_gradient(i, token=True),
+    "key weights": _key_weights,
+    "small sums": _small_sums,
 }

@@ -82,6 +82,7 @@ class Launch:
     """What a launcher would run."""
 
     kernel: Any
+    grid: tuple[int, ...]
     arguments: dict[str, object]
     warps: int
     stages: int
@@ -147,9 +148,13 @@ def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) ->
     recorded: list[Launch] = []
 
     def record(
-        kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: object
+        kernel: Any,
+        grid: tuple[int, ...],
+        arguments: dict[str, object],
+        configuration: tuple[int, int, int, int],
     ) -> None:
-        recorded.append(Launch(kernel, arguments, warps, stages))
+        *_, warps, stages = configuration
+        recorded.append(Launch(kernel, grid, arguments, warps, stages))
 
     replaced: list[tuple[Any, str, object]] = [
         (launching, "launch", record),
@@ -205,6 +210,11 @@ class _AbsentDevice:
 
         target = self.target
         return GPUTarget(target.backend, target.architecture, target.warp_size)
+
+
+def absent_device(target: Target) -> Any:
+    """A driver for Triton on a machine without the target."""
+    return _AbsentDevice(target)
 
 
 def _compiled(launch: Launch, target: Target) -> Any:

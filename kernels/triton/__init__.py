@@ -5,8 +5,20 @@ take checked tensors and launch; softattn itself checks shapes and masks and def
 """
 
 from softattn.kernels.gaussian_kernel import gaussian_kernel, gaussian_kernel_gradient
+from softattn.kernels.key_weights import KeyWeights, key_weights, key_weights_gradient
+from softattn.kernels.landmark_weights import (
+    LandmarkWeights,
+    LandmarkWeightsGradient,
+    fit_landmark_weights,
+    landmark_weights,
+    landmark_weights_gradient,
+)
 from softattn.kernels.landmarks_to_tokens import Diagonal, TokenOutput, landmarks_to_tokens
+from softattn.kernels.median_token import median_token
+from softattn.kernels.middle_factor import MiddleFactor, middle_factor, middle_factor_gradient
 from softattn.kernels.newton import newton
+from softattn.kernels.partial_sums import add_stretches, few_stretches
+from softattn.kernels.pieces import Pieces, Weights, in_pieces, weights_in_pieces
 from softattn.kernels.quotient_gradient import QuotientGradient, quotient_gradient
 from softattn.kernels.token_gradient import KeyTerms, QueryTerms, TokenGradient, token_gradient
 from softattn.kernels.tokens_to_landmarks import tokens_to_landmarks
@@ -14,15 +26,33 @@ from softattn.kernels.tokens_to_landmarks import tokens_to_landmarks
 __all__ = [
     "Diagonal",
     "KeyTerms",
+    "KeyWeights",
+    "LandmarkWeights",
+    "LandmarkWeightsGradient",
+    "MiddleFactor",
+    "Pieces",
     "QueryTerms",
     "QuotientGradient",
     "TokenGradient",
     "TokenOutput",
+    "Weights",
+    "add_stretches",
+    "few_stretches",
+    "fit_landmark_weights",
     "gaussian_kernel",
     "gaussian_kernel_gradient",
+    "in_pieces",
+    "key_weights",
+    "key_weights_gradient",
+    "landmark_weights",
+    "landmark_weights_gradient",
     "landmarks_to_tokens",
+    "median_token",
+    "middle_factor",
+    "middle_factor_gradient",
     "newton",
     "quotient_gradient",
     "token_gradient",
     "tokens_to_landmarks",
+    "weights_in_pieces",
 ]

@@ -15,15 +15,6 @@ import triton.language as tl
 
 
 @triton.jit
-def _probe():
-    pass
-
-
-# Triton's interpreter multiplies the bit patterns of bfloat16, so there the operands are widened.
-INTERPRETED = tl.constexpr(not isinstance(_probe, triton.JITFunction))
-
-
-@triton.jit
 def pair_of_program(heads, stretches):
     """The number of this program's stretch of tokens, its pair, batch and head."""
     unit = tl.program_id(0).to(tl.int64)
@@ -120,13 +111,25 @@ def load_weights(
 @triton.jit
 def load_middle(ptr, rest_ptr, rows, columns, m):  # [rows, columns] twice
     """A tile of the pieces of M, (m, m); 0 beyond it."""
-    mask = (rows < m)[:, None] & (columns < m)[None, :]
-    at = rows[:, None] * m + columns[None, :]
-    piece = tl.load(ptr + at, mask=mask, other=0.0)
+    piece = load_square(ptr, rows, columns, m)
     rest = piece
     if rest_ptr is not None:
-        rest = tl.load(rest_ptr + at, mask=mask, other=0.0)
+        rest = load_square(rest_ptr, rows, columns, m)
     return piece, rest
+
+
+@triton.jit
+def load_square(ptr, rows, columns, m):
+    """Some rows and columns of a matrix of m × m, 0 beyond it."""
+    mask = (rows < m)[:, None] & (columns < m)[None, :]
+    return tl.load(ptr + rows[:, None] * m + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_transposed(ptr, rows, columns, m):
+    """The same of its transpose."""
+    mask = (rows < m)[:, None] & (columns < m)[None, :]
+    return tl.load(ptr + rows[:, None] + columns[None, :] * m, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -239,11 +242,18 @@ def _add_dots(
 
 
 @triton.jit
-def _add_dot(total, a, b, PRECISION: tl.constexpr):
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+def _compiled_add_dot(total, a, b, PRECISION: tl.constexpr):
     return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _interpreted_add_dot(total, a, b, PRECISION: tl.constexpr):
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
+
+
+# Triton's interpreter multiplies the bit patterns of bfloat16, so there the operands are widened.
+_is_compiled = isinstance(_compiled_add_dot, triton.JITFunction)
+_add_dot = _compiled_add_dot if _is_compiled else _interpreted_add_dot
 
 
 @triton.jit

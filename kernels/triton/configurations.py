@@ -7,6 +7,7 @@ takes at most 64 KiB. Where a kernel has two entries, the first is for landmarks
 one block, the second for more.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class Configuration(NamedTuple):
 
 
 Entries = tuple[tuple[int, int, int, int], ...]
-# kernel: {features up to: entries}; of "newton" the features are rows.
+# kernel: {features up to: entries}; of "newton" and "middle_factor" the features are landmarks.
 Table = dict[str, dict[int, Entries]]
 
 HALF: Table = {
@@ -63,6 +64,10 @@ HALF: Table = {
         128: ((16, 16, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
+    "landmark_weights": {
+        64: ((32, 32, 4, 1),),
+        128: ((32, 32, 8, 1),),
+    },
     "gaussian_kernel": {256: ((32, 32, 4, 1),)},
     "gaussian_kernel_gradient": {
         64: ((32, 32, 4, 1),),
@@ -99,11 +104,20 @@ FLOAT32: Table = {
         256: ((16, 16, 8, 1),),
     },
     "token_gradient_diagonal": {256: ((16, 16, 8, 1),)},
+    "landmark_weights": HALF["landmark_weights"],
     "gaussian_kernel": {256: ((32, 32, 4, 1),)},
     "gaussian_kernel_gradient": HALF["gaussian_kernel_gradient"],
     "newton": {
         32: ((32, 32, 4, 1),),
         128: ((32, 32, 8, 1),),
+    },
+    "middle_factor": {
+        32: ((32, 32, 4, 1),),
+        128: ((32, 32, 8, 1),),
+    },
+    "middle_factor_gradient": {
+        64: ((32, 32, 4, 1),),
+        256: ((32, 32, 8, 1),),
     },
 }
 # Compute capability 9, whose groups of four warps take factors from shared memory as it stands.
@@ -115,6 +129,7 @@ HALF_ON_WARP_GROUPS: Table = {
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},
+    "middle_factor": {64: ((64, 64, 4, 1),)},
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {
@@ -124,6 +139,7 @@ _HALF_BY_GENERATION = {9: HALF_ON_WARP_GROUPS, 10: HALF_ON_TENSOR_MEMORY}
 _FLOAT32_BY_GENERATION = {9: FLOAT32_ON_WARP_GROUPS}
 
 
+@functools.lru_cache(maxsize=1024)
 def choose(
     kernel: str, d: int, d_v: int, m: int, dtype: torch.dtype, device: Device
 ) -> Configuration:

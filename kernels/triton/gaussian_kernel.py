@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_rows, store_rows
-from softattn.kernels.launching import block_of, rows_argument
+from softattn.kernels.launching import block_of, ceil_div, rows_argument
 
 
 def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
@@ -30,21 +30,22 @@ def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
         _gaussian_kernel,
         (
             batch * heads,
-            triton.cdiv(n_q, chosen.tokens),
-            triton.cdiv(n_k, chosen.landmarks),
+            ceil_div(n_q, chosen.tokens),
+            ceil_div(n_k, chosen.landmarks),
         ),
-        **rows_argument("x", query),
-        **rows_argument("y", key),
-        p_ptr=block,
-        n=n_q,
-        m=n_k,
-        heads=heads,
-        rate=rate,
-        D=d,
-        BLOCK_N=chosen.tokens,
-        BLOCK_M=chosen.landmarks,
-        warps=chosen.warps,
-        stages=chosen.stages,
+        dict(
+            **rows_argument("x", query),
+            **rows_argument("y", key),
+            p_ptr=block,
+            n=n_q,
+            m=n_k,
+            heads=heads,
+            rate=rate,
+            D=d,
+            BLOCK_N=chosen.tokens,
+            BLOCK_M=chosen.landmarks,
+        ),
+        chosen,
     )
     return block
 
@@ -80,23 +81,24 @@ def _gradient_of_one_side(
     dx = torch.empty(batch, heads, n, d, device=x.device, dtype=x.dtype)
     launching.launch(
         _gaussian_kernel_gradient,
-        (batch * heads, triton.cdiv(n, chosen.tokens)),
-        **rows_argument("x", x),
-        **rows_argument("y", y),
-        **_block_argument("p", block),
-        **_block_argument("g", grad),
-        dx_ptr=dx,
-        n=n,
-        m=m,
-        heads=heads,
-        scale=scale,
-        D=d,
-        BLOCK_N=chosen.tokens,
-        BLOCK_M=chosen.landmarks,
-        BLOCK_D=block_of(d),
-        PRECISION=device.precision,
-        warps=chosen.warps,
-        stages=chosen.stages,
+        (batch * heads, ceil_div(n, chosen.tokens)),
+        dict(
+            **rows_argument("x", x),
+            **rows_argument("y", y),
+            **_block_argument("p", block),
+            **_block_argument("g", grad),
+            dx_ptr=dx,
+            n=n,
+            m=m,
+            heads=heads,
+            scale=scale,
+            D=d,
+            BLOCK_N=chosen.tokens,
+            BLOCK_M=chosen.landmarks,
+            BLOCK_D=block_of(d),
+            PRECISION=device.precision,
+        ),
+        chosen,
     )
     return dx
 

@@ -26,7 +26,13 @@ from softattn.kernels.arithmetic import (
     without_padding,
 )
 from softattn.kernels.launching import padding_argument, rows_argument
-from softattn.kernels.pieces import middle_arguments, weights_arguments
+from softattn.kernels.pieces import (
+    Pieces,
+    Weights,
+    middle_arguments,
+    weights_arguments,
+    weights_in_pieces,
+)
 from softattn.kernels.token_pass import TokenPass
 
 
@@ -34,12 +40,13 @@ class Diagonal(NamedTuple):
     """What the exact diagonal of self-attention is computed from.
 
     values: V, (batch, heads, n, d_v).
-    middle: M, (batch, heads, m, m), float32, so that c_i = 1 − P_i M P_iᵀ, kept within 0 and 1.
+    middle: M, (batch, heads, m, m), float32 or in pieces, so that c_i = 1 − P_i M P_iᵀ, kept
+        within 0 and 1.
     key_weights: w, (batch, heads, n), float32; None is 1.
     """
 
     values: Tensor
-    middle: Tensor
+    middle: Tensor | Pieces
     key_weights: Tensor | None = None
 
 
@@ -60,7 +67,7 @@ class TokenOutput(NamedTuple):
 def landmarks_to_tokens(
     tokens: Tensor,
     landmarks: Tensor,
-    weights: Tensor,
+    weights: Tensor | Weights,
     *,
     rate: float,
     dtype: torch.dtype,
@@ -85,8 +92,8 @@ def landmarks_to_tokens(
     Args:
         tokens: X, (batch, heads, n, d).
         landmarks: L, (batch, heads, m, d); in exact attention the keys.
-        weights: W, (batch, heads, m, d_v), or d_v + 1 columns with z; in float32 or the dtype of
-            the tokens.
+        weights: W, and z, in pieces; or whole, (batch, heads, m, d_v), or d_v + 1 columns with z,
+            in float32 or the dtype of the tokens.
         rate: s log₂(e) / 2.
         dtype: of the output.
         center: (batch, heads, d), subtracted from tokens and landmarks.
@@ -98,7 +105,9 @@ def landmarks_to_tokens(
         normalize: see above.
     """
     has_quotient = floor is not None
-    d_v = weights.shape[3] - has_quotient
+    if isinstance(weights, Tensor):
+        weights = weights_in_pieces(weights, weights.shape[3] - has_quotient, tokens.dtype)
+    d_v = weights.pieces.first.shape[3]
     values, middle, key_weights = diagonal or (None, None, None)
     tiles = TokenPass(
         "landmarks_to_tokens" if diagonal is None else "landmarks_to_tokens_diagonal",

@@ -1,6 +1,7 @@
 """From tensors to a launch: pointers, strides, and what a kernel may use of a device."""
 
 import functools
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -43,13 +44,21 @@ def device_of(device: torch.device) -> Device:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: object
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: dict[str, object],
+    configuration: tuple[int, int, int, int],
 ) -> None:
-    """Runs ``kernel`` on the device of its first tensor; an empty grid has nothing to run."""
+    """Runs ``kernel`` on the device of its first tensor; an empty grid has nothing to run.
+
+    ``configuration`` is a ``Configuration``, for its warps and stages.
+    """
     if 0 in grid:
         return
     device = next(a.device for a in arguments.values() if isinstance(a, Tensor))
-    with torch.cuda.device(device if device.type == "cuda" else -1):
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        *_, warps, stages = configuration
         kernel[grid](num_warps=warps, num_stages=stages, enable_fp_fusion=True, **arguments)
 
 
@@ -58,9 +67,9 @@ def rows_of(tensor: Tensor) -> Tensor:
 
     Otherwise a contiguous copy.
     """
-    adjacent = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-    near = tensor.stride(-2) <= _FARTHEST_ROW
-    return tensor if adjacent and near else tensor.contiguous()
+    *_, row, feature = tensor.stride()
+    adjacent = feature == 1 or tensor.shape[-1] == 1
+    return tensor if adjacent and row <= _FARTHEST_ROW else tensor.contiguous()
 
 
 def rows_argument(name: str, tensor: Tensor | None) -> dict[str, object]:
@@ -86,4 +95,9 @@ def padding_argument(mask: Tensor | None) -> Tensor | None:
 
 def block_of(size: int) -> int:
     """The power of two, at least 16, that holds ``size`` columns of a tile."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << max(size - 1, 0).bit_length())
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """Quotient, rounded up. Triton's own takes longer than a launch may."""
+    return -(-number // divisor)

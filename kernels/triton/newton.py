@@ -37,23 +37,24 @@ def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor
     launching.launch(
         _newton if whole else _newton_in_tiles,
         (matrices,),
-        a_ptr=target.contiguous(),
-        start_ptr=start.contiguous(),
-        inverse_ptr=inverse,
-        m=m,
-        steps=steps,
-        lower=lower,
-        BLOCK=block_of(m),
-        TILE=chosen.tokens,
-        PRECISION=device.precision,
-        warps=chosen.warps,
-        stages=chosen.stages,
+        dict(
+            a_ptr=target.contiguous(),
+            start_ptr=start.contiguous(),
+            inverse_ptr=inverse,
+            m=m,
+            steps=steps,
+            lower=lower,
+            BLOCK=block_of(m),
+            TILE=chosen.tokens,
+            PRECISION=device.precision,
+        ),
+        chosen,
     )
     return inverse[0 if whole else steps % 2]
 
 
 @triton.jit
-def _coefficients(lower):
+def newton_coefficients(lower):
     """What a step takes of V and of V A V, and the next l.
 
     The same as ``softattn.common.newton_schedule``. Computed here, they take no copy to the device
@@ -84,7 +85,7 @@ def _newton(
     a = tl.load(a_ptr + at, mask=mask, other=0.0)
     v = tl.load(start_ptr + at, mask=mask, other=0.0)
     for _ in range(steps):
-        keep, subtract, lower = _coefficients(lower)
+        keep, subtract, lower = newton_coefficients(lower)
         va = tl.dot(v, a, input_precision=PRECISION)
         v = keep * v - subtract * tl.dot(va, v, input_precision=PRECISION)
     tl.store(inverse_ptr + at, v * (2 / (1 + lower)), mask=mask)
@@ -114,7 +115,7 @@ def _newton_in_tiles(
     at = matrix + whole[:, None] * m + whole[None, :]
     tl.store(inverse_ptr + at, tl.load(start_ptr + at, mask=mask), mask=mask)
     for step in range(steps):
-        keep, subtract, lower = _coefficients(lower)
+        keep, subtract, lower = newton_coefficients(lower)
         unit = tl.where(step == steps - 1, 2 / (1 + lower), 1.0)
         here = (step % 2) * buffer + matrix
         there = ((step + 1) % 2) * buffer + matrix

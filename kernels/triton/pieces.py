@@ -21,6 +21,17 @@ class Pieces(NamedTuple):
     unit: Tensor | None = None
 
 
+class Weights(NamedTuple):
+    """A factor in pieces, and the column beside it.
+
+    pieces: of the factor.
+    column: (batch, heads, rows), float32; None where there is none.
+    """
+
+    pieces: Pieces
+    column: Tensor | None = None
+
+
 def in_pieces(matrix: Tensor, dtype: torch.dtype) -> Pieces:
     """Cuts a matrix of float32 into pieces of ``dtype``; a matrix of ``dtype`` stays whole.
 
@@ -37,24 +48,28 @@ def in_pieces(matrix: Tensor, dtype: torch.dtype) -> Pieces:
     return Pieces(first, (matrix - first).to(dtype).contiguous(), unit)
 
 
+def weights_in_pieces(weights: Tensor, columns: int, dtype: torch.dtype) -> Weights:
+    """Cuts all but the last of (batch, heads, m, columns + 1); with ``columns`` columns, all."""
+    column = weights[..., columns].contiguous() if weights.shape[3] > columns else None
+    return Weights(in_pieces(weights[..., :columns], dtype), column)
+
+
 def weights_arguments(
-    name: str, column_name: str, weights: Tensor | None, columns: int, dtype: torch.dtype
+    name: str, column_name: str, weights: Tensor | Weights | None, columns: int, dtype: torch.dtype
 ) -> dict[str, object]:
     """A kernel's arguments for the pieces of a factor and for the column beside it.
 
     Args:
         name: of the factor in the kernel.
         column_name: of the column.
-        weights: (batch, heads, m, columns) or (batch, heads, m, columns + 1); None for a kernel
-            that runs without.
+        weights: cut already, or whole: (batch, heads, m, columns) or (batch, heads, m,
+            columns + 1); None for a kernel that runs without.
         columns: of the factor.
         dtype: of the pieces.
     """
-    if weights is None:
-        pieces, column = None, None
-    else:
-        pieces = in_pieces(weights[..., :columns], dtype)
-        column = weights[..., columns].contiguous() if weights.shape[3] > columns else None
+    if isinstance(weights, Tensor):
+        weights = weights_in_pieces(weights, columns, dtype)
+    pieces, column = weights or (None, None)
     return {
         **rows_argument(name, pieces and pieces.first),
         f"{name}_rest_ptr": pieces and pieces.rest,
@@ -63,9 +78,14 @@ def weights_arguments(
     }
 
 
-def middle_arguments(middle: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """A kernel's arguments for the pieces of M, (batch, heads, m, m), or for a kernel without."""
-    first, rest, unit = (
-        (None, None, None) if middle is None else in_pieces(middle.contiguous(), dtype)
-    )
+def middle_arguments(
+    middle: Tensor | Pieces | None, dtype: torch.dtype
+) -> dict[str, Tensor | None]:
+    """A kernel's arguments for the pieces of M, (batch, heads, m, m), cut already or whole.
+
+    None is for a kernel that runs without.
+    """
+    if isinstance(middle, Tensor):
+        middle = in_pieces(middle.contiguous(), dtype)
+    first, rest, unit = middle or (None, None, None)
     return {"middle_ptr": first, "middle_rest_ptr": rest, "middle_unit_ptr": unit}

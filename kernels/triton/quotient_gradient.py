@@ -27,8 +27,10 @@ from softattn.kernels.token_pass import TokenPass
 class QuotientGradient(NamedTuple):
     """Gradients at the quotient O_i = N_i / D_i, in float32.
 
-    weights: of W and, in the last column, of z: (batch, heads, m, d_v + 1).
-    middle: the diagonal's share of dM, −Pᵀ diag(dc) P, (batch, heads, m, m); None without one.
+    weights: of W and, in the last column, of z, for each stretch of tokens:
+        (batch, heads, stretches, m, d_v + 1).
+    middle: minus the diagonal's share of dM, Pᵀ diag(dc) P, for each stretch:
+        (batch, heads, stretches, m, m); None without a diagonal.
     denominator: dD̃, (batch, heads, n).
     diagonal: dc, (batch, heads, n); None without one.
     key_weights: the diagonal's share of dw, (batch, heads, n); None without one or without w.
@@ -58,7 +60,7 @@ def quotient_gradient(
     diagonal: Tensor | None = None,
     key_weights: Tensor | None = None,
 ) -> QuotientGradient:
-    """dW = Pᵀ (G / D̃), dz = Pᵀ dD + sign(z) Pᵀ dT and, with a diagonal, −Pᵀ diag(dc) P.
+    """dW = Pᵀ (G / D̃), dz = Pᵀ dD + sign(z) Pᵀ dT and, with a diagonal, Pᵀ diag(dc) P.
 
     D̃ = sign(D) max(|D|, floor · T) divides, with D = P z + c w and T = P |z| + c w. With G = dO,
     its gradient is dD̃_i = −G_i · O_i / D̃_i. It is that of D_i, or at the floor
@@ -121,8 +123,8 @@ def quotient_gradient(
         ONE_BLOCK=tiles.blocks == 1,
     )
     return QuotientGradient(
-        weights.sum(2),
-        None if middle is None else middle.sum(2).neg_(),
+        weights,
+        middle,
         grad_denominator,
         grad_diagonal,
         grad_key_weights,

@@ -27,7 +27,7 @@ from softattn.kernels.arithmetic import (
     without_padding,
 )
 from softattn.kernels.launching import padding_argument, rows_argument
-from softattn.kernels.pieces import middle_arguments, weights_arguments
+from softattn.kernels.pieces import Pieces, Weights, middle_arguments, weights_arguments
 from softattn.kernels.token_pass import TokenPass
 
 
@@ -35,12 +35,13 @@ class QueryTerms(NamedTuple):
     """What dP takes from tokens that are queries, O = P W or a quotient of it.
 
     grad: G = dO, (batch, heads, n, d_v), in the dtype of the tokens.
-    weights: W, (batch, heads, m, d_v), or d_v + 1 columns with z; float32 or as the tokens.
+    weights: W, and z, in pieces; or whole, (batch, heads, m, d_v), or d_v + 1 columns with z, in
+        float32 or the dtype of the tokens.
     denominator: D̃ of the quotient, (batch, heads, n), its last bit 1 at the floor; or None.
     grad_denominator: dD̃, likewise.
     diagonal: c, (batch, heads, n), or None.
     grad_diagonal: dc, likewise.
-    middle: M + Mᵀ, (batch, heads, m, m), float32, or None.
+    middle: M + Mᵀ, (batch, heads, m, m), float32 or in pieces, or None.
     row_shift: log₂ of what each row of P is divided by, (batch, heads, n); or None.
     floor: the smallest magnitude of D̃, as a share of the sum of its absolute terms.
 
@@ -48,12 +49,12 @@ class QueryTerms(NamedTuple):
     """
 
     grad: Tensor
-    weights: Tensor
+    weights: Tensor | Weights
     denominator: Tensor | None = None
     grad_denominator: Tensor | None = None
     diagonal: Tensor | None = None
     grad_diagonal: Tensor | None = None
-    middle: Tensor | None = None
+    middle: Tensor | Pieces | None = None
     row_shift: Tensor | None = None
     floor: float = 0.0
 
@@ -62,13 +63,14 @@ class KeyTerms(NamedTuple):
     """What dP takes from tokens that are keys, S = Pᵀ (w V) and u = Pᵀ w.
 
     values: V, (batch, heads, n, d_v), in the dtype of the tokens.
-    grad_sums: dS, (batch, heads, m, d_v), or d_v + 1 columns with du; float32.
+    grad_sums: dS, and du, in pieces; or whole, (batch, heads, m, d_v), or d_v + 1 columns with du,
+        in float32.
     key_weights: w, (batch, heads, n), float32; None is 1.
     grad_key_weights: the diagonal's share of dw, likewise; None is 0.
     """
 
     values: Tensor
-    grad_sums: Tensor
+    grad_sums: Tensor | Weights
     key_weights: Tensor | None = None
     grad_key_weights: Tensor | None = None
 
@@ -77,7 +79,7 @@ class TokenGradient(NamedTuple):
     """The gradients of ``token_gradient``, None where there is no such input.
 
     tokens: dX, (batch, heads, n, d), in the dtype of the tokens.
-    landmarks: dL, (batch, heads, m, d), float32.
+    landmarks: dL of each stretch of tokens, (batch, heads, stretches, m, d), float32.
     values: dV, (batch, heads, n, d_v), in the dtype of V.
     key_weights: dw, (batch, heads, n), float32.
     """
@@ -129,9 +131,8 @@ def token_gradient(
         landmark_padding: (batch, m), likewise for landmarks.
 
     Returns:
-        dL is a sum over stretches of tokens in a fixed order. Landmarks that need several tiles
-        take two launches, one for each side of P. So does float32 of many features, which also
-        takes queries and keys apart.
+        dL is for ``add_stretches``. Landmarks that need several tiles take two launches, one for
+        each side of P. So does float32 of many features, which also takes queries and keys apart.
     """
     d_v = _values_features(queries, keys)
     wide = tokens.dtype == torch.float32 and max(tokens.shape[3], d_v) > _MOST_FLOAT32_FEATURES
@@ -192,7 +193,7 @@ def token_gradient(
         dl_ptr=partial,
         ONE_BLOCK=both_sides,
     )
-    return TokenGradient(grad_tokens, partial.sum(2), grad_values, grad_key_weights)
+    return TokenGradient(grad_tokens, partial, grad_values, grad_key_weights)
 
 
 def _values_features(queries: QueryTerms | None, keys: KeyTerms | None) -> int:
@@ -239,11 +240,10 @@ def _queries_then_keys(
         if keys.key_weights is not None:
             own_share *= keys.key_weights[..., None]
         if common["padding"] is not None:
-            own_share = own_share.masked_fill(common["padding"][:, None, :, None], 0)
+            own_share = own_share.masked_fill(common["padding"].bool()[:, None, :, None], 0)
         of_keys.values.add_(own_share)
     of_keys.tokens.add_(of_queries.tokens)
-    of_keys.landmarks.add_(of_queries.landmarks)
-    return of_keys
+    return of_keys._replace(landmarks=torch.cat([of_queries.landmarks, of_keys.landmarks], 2))
 
 
 @triton.jit

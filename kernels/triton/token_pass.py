@@ -4,11 +4,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from softattn.kernels import configurations, launching
-from softattn.kernels.launching import block_of, padding_argument, rows_argument
+from softattn.kernels.launching import block_of, ceil_div, padding_argument, rows_argument
 
 # A multiprocessor gets several programs, so that none of them waits long for the last one.
 _PROGRAMS_PER_MULTIPROCESSOR = 8
@@ -66,15 +65,15 @@ class TokenPass:
     @property
     def blocks(self) -> int:
         """Blocks of landmarks, at least 1."""
-        return max(triton.cdiv(self.m, self._tile.landmarks), 1)
+        return max(ceil_div(self.m, self._tile.landmarks), 1)
 
     def stretches(self, blocks: int = 1) -> Stretches:
         """Stretches for a grid that has ``blocks`` programs for each of them."""
         others = max(self.batch * self.heads * blocks, 1)
-        tiles = max(triton.cdiv(self.n, self._tile.tokens), 1)
+        tiles = max(ceil_div(self.n, self._tile.tokens), 1)
         wanted = math.ceil(self._device.multiprocessors * _PROGRAMS_PER_MULTIPROCESSOR / others)
-        length = triton.cdiv(tiles, min(wanted, tiles))
-        return Stretches(triton.cdiv(tiles, length), length * self._tile.tokens)
+        length = ceil_div(tiles, min(wanted, tiles))
+        return Stretches(ceil_div(tiles, length), length * self._tile.tokens)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory for an output whose first dimensions are batch and heads."""
@@ -86,10 +85,8 @@ class TokenPass:
 
         ``arguments`` are those that not all kernels over tokens have.
         """
-        launching.launch(
-            kernel,
-            (self.batch * self.heads * stretches.number, *blocks),
-            **self._tensors,
+        arguments.update(
+            self._tensors,
             n=self.n,
             m=self.m,
             heads=self.heads,
@@ -103,7 +100,6 @@ class TokenPass:
             BLOCK_D=block_of(self.d),
             BLOCK_V=block_of(self.d_v),
             PRECISION=self._device.precision,
-            warps=self._tile.warps,
-            stages=self._tile.stages,
-            **arguments,
         )
+        grid = (self.batch * self.heads * stretches.number, *blocks)
+        launching.launch(kernel, grid, arguments, self._tile)

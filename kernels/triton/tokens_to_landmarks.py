@@ -49,8 +49,8 @@ def tokens_to_landmarks(
         with_ones: whether to compute u.
 
     Returns:
-        (batch, heads, m, d_v), or d_v + 1 columns with u, in float32. Stretches of tokens are
-        summed apart and then added in a fixed order, so every run gives the same bits.
+        The sums over each stretch of tokens, for ``add_stretches`` or ``landmark_weights``:
+        (batch, heads, stretches, m, d_v), or d_v + 1 columns with u, in float32.
     """
     m, d_v = landmarks.shape[2], values.shape[3]
     tiles = TokenPass(
@@ -69,7 +69,7 @@ def tokens_to_landmarks(
         partial_ptr=partial,
         ONES=with_ones,
     )
-    return partial.sum(2) if stretches.number > 1 else partial[:, :, 0]
+    return partial
 
 
 @triton.jit

@@ -27,6 +27,10 @@ class Backend:
     cluster_sums: ``(tokens, labels, m)`` to the sum of the tokens of each label below m, (batch,
         heads, m, d), and to their number, (batch, heads, m, 1), both in the dtype of the
         arithmetic. Every run adds in the same order.
+    weigh_keys: None, or what takes the place of ``key_weights.weigh_keys``.
+    regularized_middle_factor: None, or ``(landmarks, *, ridge, normalized, scale,
+        landmark_padding_mask)`` to what ``nystrom.middle_factor`` returns for an inverse of
+        A + ridge · I, in few steps for the host; None for sizes that it does not take.
     """
 
     gram: Callable[..., Tensor]
@@ -34,6 +38,8 @@ class Backend:
     gaussian_attention: Callable[..., Tensor]
     nearest_landmarks: Callable[..., Tensor]
     cluster_sums: Callable[..., tuple[Tensor, Tensor]]
+    weigh_keys: Callable[..., Tensor] | None = None
+    regularized_middle_factor: Callable[..., tuple[Tensor, Tensor] | None] | None = None
 
 
 EAGER = Backend(
@@ -49,4 +55,6 @@ TRITON = Backend(
     triton.gaussian_attention,
     eager.nearest_landmarks,
     eager.cluster_sums,
+    triton.weigh_keys,
+    triton.regularized_middle_factor,
 )

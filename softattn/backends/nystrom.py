@@ -28,7 +28,9 @@ def middle_factor(
 ) -> tuple[Tensor, Tensor]:
     """The landmarks with padding moved away, and A⁺ of A = k(L, L).
 
-    For ``"landmark"`` A⁺ is divided on both sides by the square roots of the row sums of A.
+    For ``"landmark"`` A⁺ is divided on both sides by the square roots of the row sums of A. Where
+    ``pinv`` has a ``regularization``, ε, its inverse is (A + ε I)⁻¹ with the gradient that it has,
+    and a backend may compute it in its own way.
 
     Returns:
         L, (batch, heads, m, d), and the factor, (batch, heads, m, m), whose rows and columns of
@@ -37,6 +39,17 @@ def middle_factor(
     Raises:
         ValueError: ``pinv`` returns another shape than it gets.
     """
+    ridge = getattr(pinv, "regularization", None)
+    if ridge is not None and backend.regularized_middle_factor is not None:
+        factor = backend.regularized_middle_factor(
+            landmarks,
+            ridge=ridge,
+            normalized=normalization == "landmark",
+            scale=scale,
+            landmark_padding_mask=landmark_padding_mask,
+        )
+        if factor is not None:
+            return factor
     landmarks = gather_padding(landmarks, landmark_padding_mask)
     gram = backend.gram(landmarks, landmarks, scale)
     padded = None
@@ -78,7 +91,9 @@ def landmark_attention(
         key_padding_mask = padding_in_order(key_padding_mask)
     weights = None
     if normalization == "softmax":
-        query, weights = softmax_query_and_weights(query, key, scale, key_padding_mask)
+        query, weights = softmax_query_and_weights(
+            query, key, scale, key_padding_mask, backend.weigh_keys
+        )
     output = backend.landmark_attention(
         query,
         key,

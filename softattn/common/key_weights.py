@@ -7,6 +7,8 @@ moved by a constant. In cross-attention that is their mean, so that the weights 
 other: k(q, k_j − μ) = k(q + μ, k_j).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,22 +17,39 @@ from softattn.common.precision import compute_dtype
 # The largest range of log w in a head. A larger one is scaled down to it.
 LARGEST_RANGE = 8.0
 
+# (keys, scale, key_padding_mask) to w.
+Weigh = Callable[[Tensor, float, Tensor | None], Tensor]
+
 
 def softmax_query_and_weights(
-    query: Tensor, key: Tensor | None, scale: float, key_padding_mask: Tensor | None
+    query: Tensor,
+    key: Tensor | None,
+    scale: float,
+    key_padding_mask: Tensor | None,
+    weigh: Weigh | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The query, moved in cross-attention, and w over its largest, (batch, heads, n_k, 1).
+
+    ``weigh`` computes what ``weigh_keys`` does, which is the default.
+    """
+    weigh = weigh or weigh_keys
+    if key is None:
+        return query, weigh(query, scale, key_padding_mask)
+    mean = mean_key(key, key_padding_mask)
+    return (query + mean).to(query.dtype), weigh(key - mean, scale, key_padding_mask)
+
+
+def weigh_keys(keys: Tensor, scale: float, key_padding_mask: Tensor | None) -> Tensor:
+    """w over its largest, (batch, heads, n_k, 1), of keys that were moved by their mean or not.
 
     Where the range of log w is over ``LARGEST_RANGE``, log w is scaled to it; padding weighs 0.
     """
     padding = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-    mean, log_weights = _mean_and_log_weights(query, key, scale, padding)
+    log_weights = _log_weights(keys, scale, padding)
     least, largest = _bounds(log_weights, padding)
     tempering = LARGEST_RANGE / (largest - least).clamp(min=LARGEST_RANGE)
     weights = (tempering * (log_weights - largest)).exp()
-    if padding is not None:
-        weights = weights.masked_fill(padding, 0)
-    return query if mean is None else (query + mean).to(query.dtype), weights
+    return weights if padding is None else weights.masked_fill(padding, 0)
 
 
 def mean_key(key: Tensor, key_padding_mask: Tensor | None) -> Tensor:
@@ -44,20 +63,14 @@ def log_weight_range(
 ) -> Tensor:
     """The range of log w over the keys, (batch, heads), before it is limited."""
     padding = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-    _, log_weights = _mean_and_log_weights(query, key, scale, padding)
-    least, largest = _bounds(log_weights, padding)
+    keys = query if key is None else key - mean_key(key, key_padding_mask)
+    least, largest = _bounds(_log_weights(keys, scale, padding), padding)
     return (largest - least)[..., 0, 0]
 
 
-def _mean_and_log_weights(
-    query: Tensor, key: Tensor | None, scale: float, padding: Tensor | None
-) -> tuple[Tensor | None, Tensor]:
-    """The mean key of cross-attention or None, and log w, (batch, heads, n_k, 1)."""
-    keys = _blanked(query if key is None else key, padding)
-    if key is None:
-        return None, keys.square().sum(-1, keepdim=True) * (scale / 2)
-    mean = _mean(keys, padding)
-    return mean, (keys - mean).square().sum(-1, keepdim=True) * (scale / 2)
+def _log_weights(keys: Tensor, scale: float, padding: Tensor | None) -> Tensor:
+    """Log w, (batch, heads, n_k, 1), before it is limited."""
+    return _blanked(keys, padding).square().sum(-1, keepdim=True) * (scale / 2)
 
 
 def _blanked(keys: Tensor, padding: Tensor | None) -> Tensor:

@@ -7,7 +7,16 @@ too, and have no gradients: a second derivative needs ``impl="eager"``.
 
 from softattn.triton.gaussian_attention import gaussian_attention
 from softattn.triton.gaussian_kernel import gaussian_kernel
+from softattn.triton.key_weights import key_weights
 from softattn.triton.landmark_attention import landmark_attention
+from softattn.triton.middle_factor import middle_factor
 from softattn.triton.newton import newton
 
-__all__ = ["gaussian_attention", "gaussian_kernel", "landmark_attention", "newton"]
+__all__ = [
+    "gaussian_attention",
+    "gaussian_kernel",
+    "key_weights",
+    "landmark_attention",
+    "middle_factor",
+    "newton",
+]

@@ -1,12 +1,45 @@
 """The Triton operators with the signatures of a ``Backend``."""
 
+import torch
 from torch import Tensor
 
+from softattn.common.newton_schedule import steps_until
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
+from softattn.triton.key_weights import key_weights as _key_weights
 from softattn.triton.landmark_attention import landmark_attention as _through_landmarks
+from softattn.triton.middle_factor import MOST_LANDMARKS
+from softattn.triton.middle_factor import middle_factor as _middle_factor
 
-__all__ = ["gaussian_attention", "gram", "landmark_attention"]
+__all__ = [
+    "gaussian_attention",
+    "gram",
+    "landmark_attention",
+    "regularized_middle_factor",
+    "weigh_keys",
+]
+
+
+def regularized_middle_factor(
+    landmarks: Tensor,
+    *,
+    ridge: float,
+    normalized: bool,
+    scale: float,
+    landmark_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor] | None:
+    """See ``Backend.regularized_middle_factor``."""
+    m = landmarks.shape[2]
+    if not (landmarks.numel() and m <= MOST_LANDMARKS):
+        return None
+    # The entries of A are at most 1, so ‖A + ε I‖∞ is at most m + ε.
+    lower = ridge / (m + ridge)
+    steps = steps_until(lower, torch.finfo(torch.float32).eps)
+    padding = _words(landmark_padding_mask)
+    landmarks, middle, _ = _middle_factor(
+        landmarks, padding, scale, ridge, lower, steps, normalized
+    )
+    return landmarks, middle
 
 
 def landmark_attention(
@@ -23,12 +56,18 @@ def landmark_attention(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
-    padding = _contiguous(key_padding_mask)
+    padding = _words(key_padding_mask)
     weights = None if key_weights is None else key_weights.squeeze(-1)
     output, *_ = _through_landmarks(
         query, key, value, landmarks, middle.float(), weights, padding, scale, quotient
     )
     return output
+
+
+def weigh_keys(keys: Tensor, scale: float, key_padding_mask: Tensor | None) -> Tensor:
+    """See ``softattn.common.key_weights.weigh_keys``."""
+    weights, *_ = _key_weights(keys, _words(key_padding_mask), scale)
+    return weights.unsqueeze(-1)
 
 
 def gaussian_attention(
@@ -41,10 +80,10 @@ def gaussian_attention(
     key_padding_mask: Tensor | None,
 ) -> Tensor:
     """See ``Backend.gaussian_attention``."""
-    output, _ = _exact(query, key, value, _contiguous(key_padding_mask), scale, normalize)
+    output, _ = _exact(query, key, value, _words(key_padding_mask), scale, normalize)
     return output
 
 
-def _contiguous(padding_mask: Tensor | None) -> Tensor | None:
-    """The mask as the kernels read it."""
-    return None if padding_mask is None else padding_mask.contiguous()
+def _words(mask: Tensor | None) -> Tensor | None:
+    """A padding mask as the operators take it, in whole words."""
+    return None if mask is None else mask.to(torch.int32, memory_format=torch.contiguous_format)

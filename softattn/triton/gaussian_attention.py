@@ -8,13 +8,15 @@ from torch import Tensor
 from softattn.triton.registration import (
     center_of,
     contiguous_like,
+    operator,
     or_empty,
     rate_of,
     register_gradient,
+    shapes_of,
 )
 
 
-@torch.library.custom_op("softattn::gaussian_attention", mutates_args=())
+@operator
 def gaussian_attention(
     query: Tensor,
     key: Tensor | None,
@@ -46,7 +48,7 @@ def gaussian_attention(
     return result.output, or_empty(result.row_shift, query)
 
 
-@gaussian_attention.register_fake
+@shapes_of(gaussian_attention)
 def _(query, key, value, padding, scale, normalize):  # type: ignore[no-untyped-def]
     batch, heads, n_q, _ = query.shape
     return (
@@ -55,7 +57,7 @@ def _(query, key, value, padding, scale, normalize):  # type: ignore[no-untyped-
     )
 
 
-@torch.library.custom_op("softattn::gaussian_attention_gradient", mutates_args=())
+@operator
 def gaussian_attention_gradient(
     grad: Tensor,
     query: Tensor,
@@ -68,7 +70,7 @@ def gaussian_attention_gradient(
     normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV of ``gaussian_attention``; in self-attention dQ has both and dK is empty."""
-    from softattn.kernels import QueryTerms, token_gradient, tokens_to_landmarks
+    from softattn.kernels import QueryTerms, add_stretches, token_gradient, tokens_to_landmarks
 
     keys = query if key is None else key
     common: dict[str, Any] = {
@@ -82,17 +84,18 @@ def gaussian_attention_gradient(
         # The row sums' term, −G_i · O_i.
         grad_sums = -(grad.float() * output.float()).sum(-1)
         queries = QueryTerms(grad, value, grad_denominator=grad_sums, row_shift=row_shift)
-    grad_query, grad_key, *_ = token_gradient(
+    grad_query, partial, *_ = token_gradient(
         query, keys, queries=queries, keys=None, scale=scale, **common
     )
-    grad_value = tokens_to_landmarks(keys, query, grad, row_shift=queries.row_shift, **common)
-    grad_value = grad_value.to(value.dtype)
+    partial_values = tokens_to_landmarks(keys, query, grad, row_shift=queries.row_shift, **common)
+    grad_value = add_stretches(partial_values, value.dtype)
     if key is None:
+        grad_key = add_stretches(partial)
         return grad_key.add_(grad_query).to(query.dtype), query.new_empty(0), grad_value
-    return grad_query, grad_key.to(key.dtype), grad_value
+    return grad_query, add_stretches(partial, key.dtype), grad_value
 
 
-@gaussian_attention_gradient.register_fake
+@shapes_of(gaussian_attention_gradient)
 def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
     return (
         contiguous_like(query),

@@ -3,10 +3,16 @@
 import torch
 from torch import Tensor
 
-from softattn.triton.registration import contiguous_like, rate_of, register_gradient
+from softattn.triton.registration import (
+    contiguous_like,
+    operator,
+    rate_of,
+    register_gradient,
+    shapes_of,
+)
 
 
-@torch.library.custom_op("softattn::gaussian_kernel", mutates_args=())
+@operator
 def gaussian_kernel(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """The block k(Q, K), (batch, heads, n_q, n_k), float32."""
     from softattn import kernels
@@ -14,12 +20,12 @@ def gaussian_kernel(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return kernels.gaussian_kernel(query, key, rate=rate_of(scale))
 
 
-@gaussian_kernel.register_fake
+@shapes_of(gaussian_kernel)
 def _(query, key, scale):  # type: ignore[no-untyped-def]
     return query.new_empty((*query.shape[:3], key.shape[2]), dtype=torch.float32)
 
 
-@torch.library.custom_op("softattn::gaussian_kernel_gradient", mutates_args=())
+@operator
 def gaussian_kernel_gradient(
     grad: Tensor, query: Tensor, key: Tensor, block: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -29,7 +35,7 @@ def gaussian_kernel_gradient(
     return kernels.gaussian_kernel_gradient(query, key, block, grad, scale=scale)
 
 
-@gaussian_kernel_gradient.register_fake
+@shapes_of(gaussian_kernel_gradient)
 def _(grad, query, key, block, scale):  # type: ignore[no-untyped-def]
     return contiguous_like(query), contiguous_like(key)
 

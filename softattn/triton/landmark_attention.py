@@ -1,6 +1,6 @@
 """Attention through landmarks, as an operator."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,13 +11,18 @@ from softattn.common.quotient import FLOOR, underflow
 from softattn.triton.registration import (
     center_of,
     contiguous_like,
+    operator,
     or_empty,
     rate_of,
     register_gradient,
+    shapes_of,
 )
 
+if TYPE_CHECKING:
+    from softattn.kernels import LandmarkWeights, LandmarkWeightsGradient
 
-@torch.library.custom_op("softattn::landmark_attention", mutates_args=())
+
+@operator
 def landmark_attention(
     query: Tensor,
     key: Tensor | None,
@@ -40,7 +45,8 @@ def landmark_attention(
         landmarks: L, (batch, heads, m, d).
         middle: M, (batch, heads, m, m), float32.
         key_weights: w, (batch, heads, n_k), float32, at most 1; None without a quotient.
-        padding: (batch, n_k), True where a key is padding; in self-attention its output is 0.
+        padding: (batch, n_k), int32, not 0 where a key is padding; in self-attention its output
+            is 0.
         scale: s.
         quotient: whether rows are divided by their sums, with the exact diagonal in self-attention.
 
@@ -53,7 +59,7 @@ def landmark_attention(
     common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
     keys = query if key is None else key
     key_weights = None if key_weights is None else key_weights.contiguous()
-    sums = tokens_to_landmarks(
+    partial = tokens_to_landmarks(
         landmarks,
         keys,
         value,
@@ -62,15 +68,19 @@ def landmark_attention(
         with_ones=quotient,
         **common,
     )
+    has_diagonal = quotient and key is None
+    sums, weights, pieces = _weights(
+        partial, middle, value.shape[3], value.dtype, with_middle=has_diagonal
+    )
     result = landmarks_to_tokens(
         query,
         landmarks,
-        matmul(middle, sums),
+        weights,
         dtype=value.dtype,
         padding=padding if key is None else None,
         floor=FLOOR if quotient else None,
         underflow=underflow(torch.float32),
-        diagonal=Diagonal(value, middle, key_weights) if quotient and key is None else None,
+        diagonal=None if pieces is None else Diagonal(value, pieces, key_weights),
         **common,
     )
     per_token = (result.denominator, result.diagonal, result.row_shift)
@@ -78,7 +88,7 @@ def landmark_attention(
     return result.output, sums, denominator, diagonal, row_shift
 
 
-@landmark_attention.register_fake
+@shapes_of(landmark_attention)
 def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotient):  # type: ignore[no-untyped-def]
     batch, heads, n_q, _ = query.shape
     m, d_v = landmarks.shape[2], value.shape[3]
@@ -96,7 +106,7 @@ def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotien
     )
 
 
-@torch.library.custom_op("softattn::landmark_attention_gradient", mutates_args=())
+@operator
 def landmark_attention_gradient(
     grad: Tensor,
     query: Tensor,
@@ -121,86 +131,85 @@ def landmark_attention_gradient(
     from softattn.kernels import (
         KeyTerms,
         QueryTerms,
+        add_stretches,
         quotient_gradient,
         token_gradient,
         tokens_to_landmarks,
     )
 
     common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
-    is_self = key is None
+    is_self, dtype, d_v = key is None, value.dtype, value.shape[3]
     query_padding = padding if is_self else None
     key_weights = None if key_weights is None else key_weights.contiguous()
     own_key_weights = None
-    with without_autocast(query.device):
-        weights = matmul(middle, sums)
-        # dW = P_qᵀ G, through the quotient where there is one.
-        if quotient:
-            through = quotient_gradient(
-                query,
-                landmarks,
-                grad,
-                output,
-                weights[..., -1].contiguous(),
-                denominator,
-                floor=FLOOR,
-                row_shift=None if is_self else row_shift,
-                padding=query_padding,
-                values=value if is_self else None,
-                diagonal=diagonal if is_self else None,
-                key_weights=key_weights if is_self else None,
-                **common,
-            )
-            grad_weights, of_diagonal = through.weights, through.middle
-            own_key_weights = through.key_weights
-            queries = QueryTerms(
-                grad,
-                weights,
-                denominator=denominator,
-                grad_denominator=through.denominator,
-                diagonal=diagonal if is_self else None,
-                grad_diagonal=through.diagonal,
-                middle=middle + middle.mT if is_self else None,
-                row_shift=None if is_self else row_shift,
-                floor=FLOOR,
-            )
-        else:
-            queries = QueryTerms(grad, weights)
-            of_diagonal = None
-            grad_weights = tokens_to_landmarks(
-                landmarks, query, grad, padding=query_padding, **common
-            )
-        # dS = Mᵀ dW and dM = dW Sᵀ.
-        grad_sums = matmul(middle.mT, grad_weights)
-        grad_middle = matmul(grad_weights, sums.mT)
-        if of_diagonal is not None:
-            grad_middle += of_diagonal
-        # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
-        keys = KeyTerms(value, grad_sums, key_weights, own_key_weights)
-        common["scale"] = scale
-        if key is None:
-            of_tokens = token_gradient(
-                query, landmarks, queries=queries, keys=keys, padding=padding, **common
-            )
-            grad_query, grad_key = of_tokens.tokens, query.new_empty(0)
-        else:
-            of_queries = token_gradient(query, landmarks, queries=queries, keys=None, **common)
-            of_tokens = token_gradient(
-                key, landmarks, queries=None, keys=keys, padding=padding, **common
-            )
-            of_tokens.landmarks.add_(of_queries.landmarks)
-            grad_query, grad_key = of_queries.tokens, of_tokens.tokens
+    # W again, and for the diagonal M + Mᵀ.
+    _, weights, symmetric = _weights(
+        sums[:, :, None], middle, d_v, dtype, with_symmetric_middle=quotient and is_self
+    )
+    # dW = P_qᵀ G, through the quotient where there is one.
+    if quotient:
+        assert weights.column is not None
+        through = quotient_gradient(
+            query,
+            landmarks,
+            grad,
+            output,
+            weights.column,
+            denominator,
+            floor=FLOOR,
+            row_shift=None if is_self else row_shift,
+            padding=query_padding,
+            values=value if is_self else None,
+            diagonal=diagonal if is_self else None,
+            key_weights=key_weights if is_self else None,
+            **common,
+        )
+        partial, of_diagonal = through.weights, through.middle
+        own_key_weights = through.key_weights
+        queries = QueryTerms(
+            grad,
+            weights,
+            denominator=denominator,
+            grad_denominator=through.denominator,
+            diagonal=diagonal if is_self else None,
+            grad_diagonal=through.diagonal,
+            middle=symmetric,
+            row_shift=None if is_self else row_shift,
+            floor=FLOOR,
+        )
+    else:
+        queries = QueryTerms(grad, weights)
+        of_diagonal = None
+        partial = tokens_to_landmarks(landmarks, query, grad, padding=query_padding, **common)
+    grad_sums, grad_middle = _weights_gradient(partial, of_diagonal, middle, sums, d_v, dtype)
+    # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
+    keys = KeyTerms(value, grad_sums, key_weights, own_key_weights)
+    common["scale"] = scale
+    if key is None:
+        of_tokens = token_gradient(
+            query, landmarks, queries=queries, keys=keys, padding=padding, **common
+        )
+        grad_query, grad_key = of_tokens.tokens, query.new_empty(0)
+        partial_landmarks = of_tokens.landmarks
+    else:
+        of_queries = token_gradient(query, landmarks, queries=queries, keys=None, **common)
+        of_tokens = token_gradient(
+            key, landmarks, queries=None, keys=keys, padding=padding, **common
+        )
+        grad_query, grad_key = of_queries.tokens, of_tokens.tokens
+        partial_landmarks = torch.cat([of_queries.landmarks, of_tokens.landmarks], 2)
     assert of_tokens.values is not None
     return (
         grad_query,
         grad_key,
         of_tokens.values,
-        of_tokens.landmarks.to(landmarks.dtype),
+        add_stretches(partial_landmarks, landmarks.dtype),
         grad_middle,
         or_empty(of_tokens.key_weights, query),
     )
 
 
-@landmark_attention_gradient.register_fake
+@shapes_of(landmark_attention_gradient)
 def _(grad, query, key, value, landmarks, middle, key_weights, *rest):  # type: ignore[no-untyped-def]
     return (
         contiguous_like(query),
@@ -213,3 +222,61 @@ def _(grad, query, key, value, landmarks, middle, key_weights, *rest):  # type: 
 
 
 register_gradient(landmark_attention, landmark_attention_gradient)
+
+
+def _weights(
+    partial: Tensor,
+    middle: Tensor,
+    d_v: int,
+    dtype: torch.dtype,
+    *,
+    with_middle: bool = False,
+    with_symmetric_middle: bool = False,
+) -> "LandmarkWeights":
+    """``kernels.landmark_weights``, for any number of landmarks, features and stretches."""
+    from softattn import kernels
+
+    if kernels.fit_landmark_weights(middle.shape[-1], d_v):
+        return kernels.landmark_weights(
+            kernels.few_stretches(partial),
+            middle,
+            d_v,
+            dtype,
+            with_middle=with_middle,
+            with_symmetric_middle=with_symmetric_middle,
+        )
+    sums = kernels.add_stretches(partial)
+    with without_autocast(partial.device):
+        weights = kernels.weights_in_pieces(matmul(middle, sums), d_v, dtype)
+    if with_symmetric_middle:
+        middle = middle + middle.mT
+    cut = with_middle or with_symmetric_middle
+    return kernels.LandmarkWeights(sums, weights, kernels.in_pieces(middle, dtype) if cut else None)
+
+
+def _weights_gradient(
+    partial: Tensor,
+    partial_middle: Tensor | None,
+    middle: Tensor,
+    sums: Tensor,
+    d_v: int,
+    dtype: torch.dtype,
+) -> "LandmarkWeightsGradient":
+    """``kernels.landmark_weights_gradient``, likewise."""
+    from softattn import kernels
+
+    if kernels.fit_landmark_weights(middle.shape[-1], d_v):
+        if partial_middle is not None:
+            partial_middle = kernels.few_stretches(partial_middle)
+        return kernels.landmark_weights_gradient(
+            kernels.few_stretches(partial), partial_middle, middle, sums, d_v, dtype
+        )
+    grad_weights = kernels.add_stretches(partial)
+    with without_autocast(partial.device):
+        grad_sums = matmul(middle.mT, grad_weights)
+        grad_middle = matmul(grad_weights, sums.mT)
+    if partial_middle is not None:
+        grad_middle -= kernels.add_stretches(partial_middle)
+    return kernels.LandmarkWeightsGradient(
+        kernels.weights_in_pieces(grad_sums, d_v, dtype), grad_middle
+    )

@@ -8,7 +8,13 @@ from torch import Tensor
 from softattn.common.newton_schedule import newton_schedule
 from softattn.common.precision import without_autocast
 from softattn.common.products import matmul, scaled_sum
-from softattn.triton.registration import contiguous_like, refuse_second_derivative
+from softattn.triton.registration import (
+    contiguous_like,
+    differentiate,
+    operator,
+    refuse_second_derivative,
+    shapes_of,
+)
 
 
 def most_rows_to_invert() -> int:
@@ -18,7 +24,7 @@ def most_rows_to_invert() -> int:
     return LARGEST_SIZE
 
 
-@torch.library.custom_op("softattn::newton", mutates_args=())
+@operator
 def newton(target: Tensor, start: Tensor, lower: float, steps: int) -> Tensor:
     """``steps`` of Newton's iteration, scaled as in ``newton_schedule``, one launch for all.
 
@@ -33,12 +39,12 @@ def newton(target: Tensor, start: Tensor, lower: float, steps: int) -> Tensor:
     return kernels.newton(target, start, lower=lower, steps=steps)
 
 
-@newton.register_fake
+@shapes_of(newton)
 def _(target, start, lower, steps):  # type: ignore[no-untyped-def]
     return contiguous_like(target)
 
 
-@torch.library.custom_op("softattn::newton_gradient", mutates_args=())
+@operator
 def newton_gradient(
     grad: Tensor, target: Tensor, start: Tensor, lower: float, steps: int
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +66,7 @@ def newton_gradient(
     return grad_target, grad
 
 
-@newton_gradient.register_fake
+@shapes_of(newton_gradient)
 def _(grad, target, start, lower, steps):  # type: ignore[no-untyped-def]
     return torch.empty_like(target), torch.empty_like(start)
 
@@ -74,6 +80,6 @@ def _newton_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *newton_gradient(grad, *ctx.saved_tensors, ctx.lower, ctx.steps), None, None
 
 
-newton.register_autograd(_newton_backward, setup_context=_save_newton)
+differentiate(newton, _save_newton, _newton_backward)
 
-newton_gradient.register_autograd(refuse_second_derivative)
+refuse_second_derivative(newton_gradient)

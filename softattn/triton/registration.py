@@ -1,12 +1,69 @@
-"""What the registrations of the operators share."""
+"""What the registrations of the operators share.
+
+They use ``torch.library.Library`` instead of ``torch.library.custom_op``, which takes as long for a
+derivative as for all launches of a call.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softattn.common.centering import median_token
+_LIBRARY = torch.library.Library("softattn", "FRAGMENT")
+
+
+def operator(implementation: Callable[..., Any]) -> Any:
+    """Registers a function as ``softattn::<its name>``. Its annotations are the schema."""
+    name = implementation.__name__
+    schema = torch.library.infer_schema(implementation, mutates_args=())
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # Dynamo must not compile what an operator does.
+    opaque = torch._disable_dynamo(implementation)  # type: ignore[attr-defined]
+    _LIBRARY.impl(name, opaque, "CompositeExplicitAutograd")
+    return getattr(torch.ops.softattn, name).default
+
+
+def shapes_of(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates what gives compilers the shapes of an operator's outputs."""
+    return torch.library.register_fake(operator.name(), lib=_LIBRARY)
+
+
+def differentiate(
+    operator: Any, save: Callable[[Any, Any, Any], None], backward: Callable[..., Any]
+) -> None:
+    """Makes ``backward`` the derivative of ``operator``.
+
+    Args:
+        operator: takes positional arguments alone.
+        save: ``(ctx, inputs, outputs)``, as ``setup_context`` of an autograd function.
+        backward: ``(ctx, *gradients)``, as ``backward`` of one; the gradients of outputs that were
+            not used are None.
+    """
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            outputs = without_derivative(*inputs)
+            ctx.set_materialize_grads(False)
+            save(ctx, inputs, outputs)
+            return outputs
+
+    Differentiable.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Differentiable.__name__ = f"{operator.name()} backward"
+
+    def without_derivative(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    def dispatch(*inputs: Any) -> Any:
+        tensors = (x for x in inputs if isinstance(x, Tensor))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return Differentiable.apply(*inputs)
+        return without_derivative(*inputs)
+
+    _LIBRARY.impl(operator.name().split("::")[1], dispatch, "Autograd")
 
 
 def register_gradient(operator: Any, gradient: Any) -> None:
@@ -23,23 +80,28 @@ def register_gradient(operator: Any, gradient: Any) -> None:
         ctx.options = inputs[len(tensors) :]
         ctx.number = len(inputs)
         ctx.save_for_backward(*tensors, *outputs)
+        ctx.mark_non_differentiable(*outputs[1:])
 
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         gradients = gradient(grad, *ctx.saved_tensors, *ctx.options)
         of_tensors = zip(gradients, ctx.saved_tensors, strict=False)
         returned = [None if tensor is None else gradient for gradient, tensor in of_tensors]
         return (*returned, *(None,) * (ctx.number - len(returned)))
 
-    operator.register_autograd(backward, setup_context=save)
-    gradient.register_autograd(refuse_second_derivative)
+    differentiate(operator, save, backward)
+    refuse_second_derivative(gradient)
 
 
-def refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    """The gradient of a gradient operator, which raises and names the alternative."""
-    raise NotImplementedError(
-        "the gradients of softattn's Triton kernels cannot be differentiated again; use "
-        "impl='eager', whose gradients can"
-    )
+def refuse_second_derivative(gradient: Any) -> None:
+    """Makes the derivative of a gradient operator raise and name the alternative."""
+
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise NotImplementedError(
+            "the gradients of softattn's Triton kernels cannot be differentiated again; use "
+            "impl='eager', whose gradients can"
+        )
+
+    differentiate(gradient, lambda *_: None, backward)
 
 
 def rate_of(scale: float) -> float:
@@ -49,7 +111,9 @@ def rate_of(scale: float) -> float:
 
 def center_of(tokens: Tensor) -> Tensor | None:
     """What is subtracted from float32 tokens; in half precision this would lose digits."""
-    return median_token(tokens)[:, :, 0].contiguous() if tokens.dtype == torch.float32 else None
+    from softattn import kernels
+
+    return kernels.median_token(tokens) if tokens.dtype == torch.float32 else None
 
 
 def or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:

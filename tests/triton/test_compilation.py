@@ -47,7 +47,21 @@ VARIANTS_OF = {
     "gaussian_kernel": ("block",),
     "gaussian_kernel_gradient": ("block gradient",),
     "newton": ("newton",),
+    "middle_factor": ("middle factor, landmark", "middle factor"),
+    "middle_factor_gradient": ("middle factor gradient, landmark", "middle factor gradient"),
+    "landmark_weights": (
+        "weights, token",
+        "weights gradient, token",
+        "weights",
+        "weights gradient",
+    ),
 }
+# Without entries in the table.
+OTHER_VARIANTS = ("key weights", "small sums")
+# Kernels whose entries are for so many landmarks, and which take no more.
+BY_LANDMARKS = ("newton", "middle_factor", "middle_factor_gradient", "landmark_weights")
+# Variants that use no matrix units.
+WITHOUT_PRODUCTS = ("block", "key weights", "small sums")
 MANY_LANDMARKS = 1000
 WIDE = os.environ.get("HYPOTHESIS_PROFILE") == "wide"
 TABLES = (
@@ -61,8 +75,8 @@ TABLES = (
 
 def cases_of(kernel, features, entries, dtypes):
     """What is launched with the entries of a kernel for so many features."""
-    if kernel == "newton":
-        landmarks = [features]
+    if kernel in BY_LANDMARKS:
+        landmarks = [min(features, 128)]
     elif kernel == "gaussian_kernel":
         landmarks = [64]
     else:
@@ -73,7 +87,7 @@ def cases_of(kernel, features, entries, dtypes):
             for variant, m, dtype, padded in product(
                 VARIANTS_OF[kernel], {*landmarks, MANY_LANDMARKS}, dtypes, (False, True)
             )
-            if kernel != "newton" or m == features
+            if kernel not in BY_LANDMARKS or m <= 128
         )
     else:
         yield from (Case(VARIANTS_OF[kernel][0], features, m, dtypes[0], True) for m in landmarks)
@@ -96,6 +110,8 @@ def compilations():
                     yield from (
                         (case, target) for target in targets if WIDE or not takes_long(case, target)
                     )
+    for variant in OTHER_VARIANTS:
+        yield from ((Case(variant, 64, 64, "bfloat16", True), target) for target in TARGETS)
     for variant in ("sums", "answer", "gradient"):
         yield from ((Case(variant, 32, 49, "float16"), target) for target in TARGETS)
 
@@ -118,15 +134,18 @@ MOST_STACK = {
 
 
 def test_every_variant_is_of_a_kernel():
-    assert sorted(VARIANTS) == sorted(v for variants in VARIANTS_OF.values() for v in variants)
+    of_kernels = [v for variants in VARIANTS_OF.values() for v in variants]
+    assert sorted(VARIANTS) == sorted([*of_kernels, *OTHER_VARIANTS])
 
 
 def test_every_kernel_has_entries_for_all_widths():
     assert set(configurations.FLOAT32) == set(VARIANTS_OF)
-    assert set(configurations.HALF) == set(VARIANTS_OF) - {"newton"}
+    only_float32 = {"newton", "middle_factor", "middle_factor_gradient"}
+    assert set(configurations.HALF) == set(VARIANTS_OF) - only_float32
     for table in (configurations.HALF, configurations.FLOAT32):
         for kernel, widths in table.items():
-            assert max(widths) == (128 if kernel == "newton" else 256), kernel
+            by_landmarks = kernel in ("newton", "middle_factor", "landmark_weights")
+            assert max(widths) == (128 if by_landmarks else 256), kernel
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +171,8 @@ def test_compiles_for_target(case, target, compiled):
     assert kernels
     for resources in kernels:
         assert resources.registers > 0
-        assert (resources.matrix_instructions > 0) == (case.variant != "block"), resources
+        without = case.variant in WITHOUT_PRODUCTS
+        assert (resources.matrix_instructions > 0) == (not without), resources
         assert resources.shared_memory <= TARGETS[target].shared_memory, resources
         if TARGETS[target].backend == "cuda" and case.features <= 128:
             sizes = (case.dtype, case.features)

@@ -57,7 +57,7 @@ def key_weights(weighted):
 def test_tokens_to_landmarks(problem, weighted):
     dtype, on, wide = problem
     weights, argument = key_weights(weighted)
-    sums = kernels.tokens_to_landmarks(
+    partial = kernels.tokens_to_landmarks(
         on["l"],
         on["x"],
         on["v"],
@@ -66,6 +66,7 @@ def test_tokens_to_landmarks(problem, weighted):
         with_ones=True,
     )
     values = torch.cat([wide["v"], torch.ones_like(wide["v"][..., :1])], -1) * weights[..., None]
+    sums = kernels.add_stretches(partial)
     assert_keeps_digits(sums, wide["p"].mT @ values, wide["p"].mT @ values.abs(), dtype)
 
 
@@ -181,15 +182,17 @@ def test_quotient_gradient(problem, diagonal, weighted):
     columns = torch.cat([g / denominator[..., None], dd[..., None]], -1)
     of_weights = p.mT @ columns
     of_weights[..., -1] += z.sign() * (p.mT @ dt[..., None])[..., 0]
-    assert_keeps_digits(through.weights, of_weights, p.mT @ columns.abs(), dtype)
+    actual = kernels.add_stretches(through.weights)
+    assert_keeps_digits(actual, of_weights, p.mT @ columns.abs(), dtype)
     if not diagonal:
         assert through.diagonal is None and through.middle is None
         return
     assert_keeps_digits(through.diagonal, dc, of_own_weight, dtype)
     if weighted:
         assert_keeps_digits(through.key_weights, c * of_own_weight, of_own_weight, dtype)
-    middle = -p.mT @ (dc[..., None] * p)
-    assert_keeps_digits(through.middle, middle, p.mT @ (dc[..., None].abs() * p), dtype)
+    middle = p.mT @ (dc[..., None] * p)
+    actual = kernels.add_stretches(through.middle)
+    assert_keeps_digits(actual, middle, p.mT @ (dc[..., None].abs() * p), dtype)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -232,7 +235,7 @@ def test_token_gradient_of_the_landmarks(problem, weighted):
     w_ij, terms = slopes(False), slopes(True)
     truth = w_ij.sum(-2)[..., None] * landmarks - w_ij.mT @ x
     most = terms.sum(-2)[..., None] * landmarks.abs() + terms.mT @ x.abs()
-    assert_keeps_digits(of_tokens.landmarks, truth, most, dtype)
+    assert_keeps_digits(kernels.add_stretches(of_tokens.landmarks), truth, most, dtype)
     of_sums = p @ ds
     if weighted:
         of_weights = (v * of_sums[..., :-1]).sum(-1) + of_sums[..., -1] + own

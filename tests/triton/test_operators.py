@@ -41,7 +41,7 @@ def test_opcheck_of_landmark_attention(device, quotient, weighted, crossed, padd
         device, (2, 1, 5, 3), (2, 1, 5, 3), (2, 1, 5, 4), (2, 1, 2, 3), (2, 1, 2, 2), (2, 1, 5)
     )
     weights = weights.detach().sigmoid().requires_grad_() if weighted else None
-    padding = torch.zeros(2, 5, dtype=torch.bool, device=device) if padded else None
+    padding = torch.zeros(2, 5, dtype=torch.int32, device=device) if padded else None
     torch.library.opcheck(
         operators.landmark_attention,
         (

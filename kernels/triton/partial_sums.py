@@ -1,0 +1,69 @@
+"""Sums over the stretches of a pass, whose programs write one partial sum each."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from softattn.kernels import configurations, launching
+from softattn.kernels.launching import ceil_div
+
+_ELEMENTS, _STRETCHES = 64, 32
+_CONFIGURATION = configurations.Configuration(_STRETCHES, 0, warps=4, stages=1)
+# One program reads so many partial sums in a few microseconds.
+_FEW = 32
+
+
+def few_stretches(partial: Tensor) -> Tensor:
+    """Partial sums that one program for each pair can add: added already where they are many."""
+    return partial if partial.shape[2] <= _FEW else add_stretches(partial)[:, :, None]
+
+
+def add_stretches(partial: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The sum of (batch, heads, stretches, rows, columns) over the stretches, in a fixed order.
+
+    Args:
+        partial: float32.
+        dtype: of the sum.
+    """
+    batch, heads, stretches, rows, columns = partial.shape
+    if stretches == 1:
+        return partial[:, :, 0].to(dtype)
+    total = torch.empty((batch, heads, rows, columns), device=partial.device, dtype=dtype)
+    size = rows * columns
+    blocks = ceil_div(size, _ELEMENTS)
+    launching.launch(
+        _add_stretches,
+        (batch * heads * blocks,),
+        dict(
+            partial_ptr=partial.contiguous(),
+            total_ptr=total,
+            size=size,
+            stretches=stretches,
+            blocks=blocks,
+            ELEMENTS=_ELEMENTS,
+            STRETCHES=_STRETCHES,
+        ),
+        _CONFIGURATION,
+    )
+    return total
+
+
+@triton.jit
+def _add_stretches(
+    partial_ptr, total_ptr, size, stretches, blocks,
+    ELEMENTS: tl.constexpr, STRETCHES: tl.constexpr,
+):  # fmt: skip
+    """A block of elements of one pair."""
+    program = tl.program_id(0).to(tl.int64)
+    pair = program // blocks
+    element = program % blocks * ELEMENTS + tl.arange(0, ELEMENTS)
+    partial_ptr += pair * stretches * size
+    total = tl.zeros([ELEMENTS], tl.float32)
+    for first in range(0, stretches, STRETCHES):
+        stretch = first + tl.arange(0, STRETCHES).to(tl.int64)
+        mask = (stretch < stretches)[:, None] & (element < size)[None, :]
+        at = partial_ptr + stretch[:, None] * size + element[None, :]
+        total += tl.sum(tl.load(at, mask=mask, other=0.0), 0)
+    to = total_ptr + pair * size + element
+    tl.store(to, total.to(total_ptr.dtype.element_ty), mask=element < size)

@@ -1,0 +1,87 @@
+"""The weights of keys of ``normalization="softmax"``, against PyTorch's operations."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.budget import assert_within_budget
+from support.strategies import normal, padding_masks, seeds
+
+from softattn import triton as operators
+from softattn.common.key_weights import weigh_keys
+from softattn.triton import key_weights as registered
+from softattn.triton.backend import weigh_keys as weigh_keys_on_triton
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+few = settings(max_examples=max(settings.default.max_examples // 3, 1))
+SCALE = 0.5
+
+
+def weights_and_gradient(weigh, keys, mask):
+    """w, and the gradient of a random projection."""
+    keys = keys.detach().requires_grad_()
+    weights = weigh(keys, SCALE, mask)
+    projection = (weights * normal(*weights.shape, seed=5).to(weights)).sum()
+    return weights, torch.autograd.grad(projection, keys)[0]
+
+
+@few
+@given(
+    n=st.integers(1, 200),
+    d=st.integers(1, 20),
+    seed=seeds,
+    # The range of log w is below 8, or above it.
+    spread=st.sampled_from([0.3, 1.0, 4.0]),
+    ties=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    data=st.data(),
+)
+def test_weights_and_gradient_are_within_budget(device, n, d, seed, spread, ties, dtype, data):
+    keys = normal(2, 2, n, d, seed=seed, spread=spread).to(dtype)
+    if ties:
+        norms = keys.double().square().sum(-1, keepdim=True)
+        for extreme in (norms.argmax(2, keepdim=True), norms.argmin(2, keepdim=True)):
+            keys[:, :, :1] = keys.gather(2, extreme.expand(2, 2, 1, d))
+    mask = data.draw(st.none() | padding_masks(2, n))
+    filled = keys if mask is None else keys.masked_fill(mask[:, None, :, None], float("nan"))
+    on_device = None if mask is None else mask.to(device)
+    actual = weights_and_gradient(weigh_keys_on_triton, filled.to(device), on_device)
+    plain = weights_and_gradient(weigh_keys, filled, mask)
+    truth = weights_and_gradient(weigh_keys, filled.double(), mask)
+    for a, t, p in zip(actual, truth, plain, strict=True):
+        magnitude = (1 + spread**2) * (1 + t.abs().amax())
+        assert_within_budget(a.detach().cpu(), t.detach(), baseline=p.detach(), magnitude=magnitude)
+
+
+def test_no_keys_and_none_left(device):
+    none = weigh_keys_on_triton(torch.empty(1, 2, 0, 3, device=device), SCALE, None)
+    assert none.shape == (1, 2, 0, 1)
+    keys = normal(1, 1, 5, 3, seed=0).float().to(device).requires_grad_()
+    mask = torch.ones(1, 5, dtype=torch.bool, device=device)
+    weights = weigh_keys_on_triton(keys, SCALE, mask)
+    assert (weights == 0).all()
+    (gradient,) = torch.autograd.grad(weights.sum(), keys)
+    assert (gradient == 0).all()
+
+
+def test_more_keys_than_one_program_of_each_part_takes(device, monkeypatch):
+    from softattn.kernels import key_weights as kernel
+
+    monkeypatch.setattr(kernel, "MOST_PARTS", 4)
+    keys = normal(1, 2, 700, 3, seed=0).float()
+    actual = kernel.key_weights(keys.to(device), scale=SCALE, largest_range=8.0).weights
+    torch.testing.assert_close(actual.cpu(), weigh_keys(keys, SCALE, None)[..., 0])
+
+
+def test_parts_of_kernel_and_operator_agree():
+    from softattn.kernels import key_weights as kernel
+
+    assert kernel.MOST_PARTS == registered.MOST_PARTS
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_opcheck(device, padded):
+    keys = normal(2, 1, 5, 3, seed=0).float().to(device).requires_grad_()
+    padding = torch.zeros(2, 5, dtype=torch.int32, device=device) if padded else None
+    torch.library.opcheck(operators.key_weights, (keys, padding, SCALE))

@@ -1,0 +1,52 @@
+"""How many launches a call takes."""
+
+import pytest
+import torch
+from support.strategies import NORMALIZATIONS, normal
+
+from benchmarks.kernels.overhead_worker import CountedOperations
+from softattn import softmax_free_attention
+from softattn.kernels import launching
+
+# The weights of the keys take two launches forward, and two and an addition backward.
+MOST = {"none": (6, 14), "landmark": (6, 14), "token": (6, 14), "softmax": (7, 17)}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels that were launched."""
+    names = []
+    own = launching.launch
+
+    def launch(kernel, grid, arguments, configuration):
+        if 0 not in grid:
+            names.append(kernel.fn.__name__)
+        own(kernel, grid, arguments, configuration)
+
+    monkeypatch.setattr(launching, "launch", launch)
+    return names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_few_launches(device, launched, normalization, dtype):
+    tokens, value, landmarks, grad = (
+        normal(1, 2, n, 5, seed=seed).to(device, dtype).requires_grad_()
+        for seed, n in enumerate((20, 20, 7, 20))
+    )
+
+    def forward():
+        return softmax_free_attention(
+            tokens, None, value, landmarks, normalization=normalization, impl="triton"
+        )
+
+    def with_backward():
+        torch.autograd.grad(forward(), (tokens, value, landmarks), grad)
+
+    for call, most in zip((forward, with_backward), MOST[normalization], strict=True):
+        launched.clear()
+        # The interpreter uses PyTorch's operations too, but not through the dispatcher's modes.
+        with CountedOperations() as operations:
+            call()
+        number = len(launched) + operations.counts.total()
+        assert number <= most, (launched, operations.counts)
