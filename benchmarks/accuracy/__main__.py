@@ -7,8 +7,6 @@ neighbours differ nearly everywhere, and independent normal tokens. The tables s
   landmarks;
 - the error of "token" by size of the map, and the number of landmarks that reaches --target;
 - the error on the photograph by sharpness of the kernel, for all normalisations but "softmax";
-- the error and the time of "token" together with its landmarks, by input, for average pooling, two
-  steps of k-means, and these with near fields;
 - the errors of "softmax" and "token" against softmax attention, by input and sharpness, beside the
   range of the log weights of "softmax", and how many of them meet its aims.
 
@@ -28,11 +26,9 @@ from benchmarks.accuracy.comparisons import (
     Setting,
     errors_of,
 )
-from benchmarks.accuracy.cost import WAYS, Cost, costs_of
-from benchmarks.accuracy.figure import accuracy_panels, cost_panels, softmax_panel
+from benchmarks.accuracy.figure import accuracy_panels, softmax_panel
 from benchmarks.accuracy.samplers import SAMPLERS
 from benchmarks.accuracy.tables import (
-    cost_table,
     sampler_table,
     sharpness_table,
     size_table,
@@ -60,35 +56,26 @@ def main(argv: list[str] | None = None) -> None:
     found: dict[str, list[Error]] = {name: [] for name in studies}
     settings = [(name, setting) for name, settings in studies.items() for setting in settings]
     total = sum(len(setting.samplers) * len(args.landmarks) for _, setting in settings)
-    total += len(INPUTS) * len(WAYS) * len(args.landmarks)
-    costs: list[Cost] = []
     with counted_steps(report.console, "accuracy", total) as steps:
         for name, setting in settings:
             steps.describe(f"{name}: {setting.input}, {setting.side} × {setting.side}")
             for error in errors_of(setting, sorted(args.landmarks), measurement):
                 found[name].append(error)
                 steps.advance()
-        for name in INPUTS:
-            steps.describe(f"time: {name}, {args.side} × {args.side}")
-            for cost in costs_of(name, args.side, sorted(args.landmarks), measurement):
-                costs.append(cost)
-                steps.advance()
     if not found["samplers"]:
         report.console.print("interrupted before the first error was measured; wrote nothing")
         return
     inputs = accuracy_panels(found["samplers"])
-    panels = {**inputs, **softmax_panel(found["softmax"]), **cost_panels(costs)}
+    panels = {**inputs, **softmax_panel(found["softmax"])}
     report.finish(
         (
             sampler_table(found["samplers"]),
             size_table(found["sizes"], args.target),
             sharpness_table(found["sharpness"]),
-            cost_table(costs),
             softmax_table(found["softmax"]),
             softmax_aims_table(found["softmax"]),
         ),
-        {name: [asdict(error) for error in errors] for name, errors in found.items()}
-        | {"time": [asdict(cost) for cost in costs]},
+        {name: [asdict(error) for error in errors] for name, errors in found.items()},
         interrupted=steps.interrupted,
         panels=panels,
         together=list(inputs),
@@ -121,12 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--head-dim", type=positive_int, default=32, help="features of a token")
     add("--rows", type=positive_int, default=1024, help="tokens whose outputs are compared")
-    add(
-        "--side",
-        type=positive_int,
-        default=56,
-        help="of the map for the tables by sharpness and time",
-    )
+    add("--side", type=positive_int, default=56, help="of the map for the tables by sharpness")
     add("--target", type=positive_float, default=0.02, help="the error to reach")
     for name, default, kind, text in (
         ("--sides", [14, 28, 56, 112, 256], positive_int, "of the maps for the other tables"),

@@ -1,4 +1,4 @@
-"""The figures of ``benchmarks.accuracy``: error over landmarks and over time, for each input."""
+"""The figures of ``benchmarks.accuracy``: error over the number of landmarks, for each input."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.accuracy.comparisons import COMPARISONS, TO_SOFTMAX, Error
-from benchmarks.accuracy.cost import WAYS, Cost
 from benchmarks.accuracy.samplers import SAMPLERS
 from benchmarks.common.figures import Panels, legend_below, name_ticks, percent_ticks, style_of
 
@@ -21,28 +20,6 @@ def accuracy_panels(errors: Sequence[Error]) -> Panels:
         name: partial(_panel, name, [e for e in errors if e.input == name], limits)
         for name in inputs
     }
-
-
-def cost_panels(costs: Sequence[Cost]) -> Panels:
-    """A panel for each input: error over time, a line for each way to spend it."""
-    inputs = dict.fromkeys(cost.input for cost in costs)
-    return {
-        f"time_{name}": partial(_cost_panel, name, [c for c in costs if c.input == name])
-        for name in inputs
-    }
-
-
-def _cost_panel(name: str, costs: list[Cost], panel: Axes) -> None:
-    for place, way in enumerate(WAYS):
-        points = sorted((1e3 * cost.seconds, cost.error) for cost in costs if cost.way == way)
-        if points:
-            panel.plot(*zip(*points, strict=True), label=way, **style_of(place))
-    panel.set_title(f"error over time, {name}")
-    panel.set(xscale="log", yscale="log", xlabel="ms of a forward pass")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    percent_ticks(panel)
-    panel.yaxis.set_minor_formatter(NullFormatter())
-    legend_below(panel)
 
 
 def softmax_panel(errors: Sequence[Error]) -> Panels:

@@ -6,8 +6,7 @@ from typing import TypeVar
 from rich.table import Table
 
 from benchmarks.accuracy.comparisons import COMPARISONS, TO_SOFTMAX, Error
-from benchmarks.accuracy.cost import Cost
-from benchmarks.common.quantities import percent_text, seconds_text, three_digits
+from benchmarks.common.quantities import percent_text, three_digits
 from benchmarks.common.report import new_table
 
 Key = TypeVar("Key", bound=tuple[str | float, ...])
@@ -19,22 +18,6 @@ def sampler_table(errors: Sequence[Error]) -> Table:
     table = _error_table(f'error of "token", {tokens} tokens', ("input", "landmarks"), errors)
     for key, by_landmarks in _grouped(errors, lambda e: (e.input, e.sampler)).items():
         table.add_row(*key, *_texts(by_landmarks))
-    return table
-
-
-def cost_table(costs: Sequence[Cost]) -> Table:
-    """Errors and times by input, way and landmarks."""
-    numbers = sorted({cost.landmarks for cost in costs})
-    tokens = ", ".join(f"{side**2:,}" for side in sorted({cost.side for cost in costs}))
-    table = new_table(
-        f'error and time of "token" with its landmarks, {tokens} tokens, one head',
-        *("input", "way", *(f"m = {m}" for m in numbers)),
-        left=2,
-    )
-    for key in dict.fromkeys((cost.input, cost.way) for cost in costs):
-        by_landmarks = {c.landmarks: c for c in costs if (c.input, c.way) == key}
-        cells = [by_landmarks[m] for m in numbers if m in by_landmarks]
-        table.add_row(*key, *(f"{percent_text(c.error)}, {seconds_text(c.seconds)}" for c in cells))
     return table
 
 

@@ -4,6 +4,7 @@ Installed as ``softattn.kernels`` and imported at the first call that runs on th
 take checked tensors and launch; softattn itself checks shapes and masks and defines gradients.
 """
 
+from softattn.kernels.clusters import cluster_sums, nearest_landmarks
 from softattn.kernels.gaussian_kernel import gaussian_kernel, gaussian_kernel_gradient
 from softattn.kernels.landmarks_to_tokens import Diagonal, TokenOutput, landmarks_to_tokens
 from softattn.kernels.newton import newton
@@ -18,9 +19,11 @@ __all__ = [
     "QuotientGradient",
     "TokenGradient",
     "TokenOutput",
+    "cluster_sums",
     "gaussian_kernel",
     "gaussian_kernel_gradient",
     "landmarks_to_tokens",
+    "nearest_landmarks",
     "newton",
     "quotient_gradient",
     "token_gradient",

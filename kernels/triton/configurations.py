@@ -63,6 +63,16 @@ HALF: Table = {
         128: ((16, 16, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
+    "nearest_landmarks": {
+        64: ((64, 64, 4, 2),),
+        128: ((32, 64, 4, 2),),
+        256: ((32, 32, 8, 2),),
+    },
+    "cluster_sums": {
+        64: ((64, 64, 4, 3),),
+        128: ((32, 64, 4, 3),),
+        256: ((32, 32, 8, 2),),
+    },
     "gaussian_kernel": {256: ((32, 32, 4, 1),)},
     "gaussian_kernel_gradient": {
         64: ((32, 32, 4, 1),),
@@ -99,6 +109,14 @@ FLOAT32: Table = {
         256: ((16, 16, 8, 1),),
     },
     "token_gradient_diagonal": {256: ((16, 16, 8, 1),)},
+    "nearest_landmarks": {
+        128: ((32, 32, 4, 1),),
+        256: ((16, 16, 8, 1),),
+    },
+    "cluster_sums": {
+        128: ((32, 32, 4, 2),),
+        256: ((16, 16, 8, 1),),
+    },
     "gaussian_kernel": {256: ((32, 32, 4, 1),)},
     "gaussian_kernel_gradient": HALF["gaussian_kernel_gradient"],
     "newton": {

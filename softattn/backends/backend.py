@@ -47,6 +47,6 @@ TRITON = Backend(
     triton.gram,
     triton.landmark_attention,
     triton.gaussian_attention,
-    eager.nearest_landmarks,
-    eager.cluster_sums,
+    triton.nearest_landmarks,
+    triton.cluster_sums,
 )

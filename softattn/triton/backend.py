@@ -2,11 +2,18 @@
 
 from torch import Tensor
 
+from softattn.triton.clusters import cluster_sums, nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
 from softattn.triton.landmark_attention import landmark_attention as _through_landmarks
 
-__all__ = ["gaussian_attention", "gram", "landmark_attention"]
+__all__ = [
+    "cluster_sums",
+    "gaussian_attention",
+    "gram",
+    "landmark_attention",
+    "nearest_landmarks",
+]
 
 
 def landmark_attention(

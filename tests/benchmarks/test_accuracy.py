@@ -17,10 +17,9 @@ from benchmarks.accuracy.comparisons import (
     Setting,
     errors_of,
 )
-from benchmarks.accuracy.cost import WAYS
 from benchmarks.accuracy.samplers import SAMPLERS
 from benchmarks.accuracy.tables import least_landmarks, softmax_aims_table, softmax_pairs
-from benchmarks.common.token_maps import INPUTS, queries_and_values
+from benchmarks.common.token_maps import queries_and_values
 
 EXACT = Measurement(head_dim=8, rows=20, dtype="float64", device="cpu", seed=0)
 
@@ -29,16 +28,13 @@ def test_every_table_and_figure_is_made(run_benchmark):
     sizes = "--sides 6 9 --side 6 --landmarks 9 4 --sharpness 1 --rows 10"
     content, output, figures = run_benchmark(f"accuracy {sizes}")
     assert len(content["samplers"]) == 3 * len(SAMPLERS) * 2
-    assert len(content["time"]) == 3 * len(WAYS) * 2
     assert len(content["sizes"]) == 3 * 2 * 2
     assert len(content["sharpness"]) == (len(COMPARISONS) - len(TO_SOFTMAX)) * 2
     assert len(content["softmax"]) == 3 * len(TO_SOFTMAX) * 2 * 2
-    studies = ("samplers", "sizes", "softmax", "time")
+    studies = ("samplers", "sizes", "softmax")
     assert all(0 < entry["error"] for study in studies for entry in content[study])
-    assert all(0 < entry["seconds"] for entry in content["time"])
     assert set(figures) == {
-        f"accuracy{name}"
-        for name in ("", "_softmax", *(f"{time}_{i}" for i in INPUTS for time in ("", "_time")))
+        f"accuracy{name}" for name in ("", "_photograph", "_texture", "_normal", "_softmax")
     }
     assert "81 tokens" in output and "m for 2 %" in output and "9 × 9" in output
 
