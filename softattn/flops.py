@@ -90,6 +90,16 @@ def _gaussian_attention_gradient(
     return 2 * pairs * n_q * n_k * (4 * d + 2 * columns)
 
 
+def _nearest_landmarks(tokens: Shape, landmarks: Shape, *rest: Any, **options: Any) -> int:
+    batch, heads, n, d = tokens
+    return 2 * batch * heads * n * landmarks[2] * d
+
+
+def _cluster_sums(tokens: Shape, labels: Shape, m: int, **options: Any) -> int:
+    batch, heads, n, d = tokens
+    return 2 * batch * heads * n * m * d
+
+
 def _gaussian_kernel(*rest: Any, **options: Any) -> int:
     return 0
 
@@ -149,6 +159,8 @@ _FORMULAS = {
     "landmark_attention_gradient": _landmark_attention_gradient,
     "gaussian_attention": _gaussian_attention,
     "gaussian_attention_gradient": _gaussian_attention_gradient,
+    "nearest_landmarks": _nearest_landmarks,
+    "cluster_sums": _cluster_sums,
     "gaussian_kernel": _gaussian_kernel,
     "gaussian_kernel_gradient": _gaussian_kernel_gradient,
     "newton": _newton,

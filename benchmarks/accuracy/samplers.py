@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from softattn import AvgPoolLandmarks
+from softattn import AvgPoolLandmarks, KMeansLandmarks
 
 # From tokens (1, 1, side², d), the side, m and a seed to landmarks (1, 1, m, d).
 Sampler = Callable[[Tensor, int, int, int], Tensor]
@@ -13,6 +13,11 @@ Sampler = Callable[[Tensor, int, int, int], Tensor]
 
 def _average_pooling(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
     landmarks: Tensor = AvgPoolLandmarks(m)(tokens, (side, side))
+    return landmarks
+
+
+def _two_steps_of_k_means(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
+    landmarks: Tensor = KMeansLandmarks(m, steps=2)(tokens, (side, side))
     return landmarks
 
 
@@ -31,6 +36,7 @@ def _k_means(tokens: Tensor, side: int, m: int, seed: int) -> Tensor:
 
 SAMPLERS: dict[str, Sampler] = {
     "average pooling": _average_pooling,
+    "two steps of k-means": _two_steps_of_k_means,
     "random subset": _random_subset,
     "k-means": _k_means,
 }

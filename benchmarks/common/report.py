@@ -61,7 +61,7 @@ class Report:
         """
         for table in tables:
             self.console.print(table)
-        paths = [self._write_json(results, interrupted)]
+        paths = [self.write(results, interrupted=interrupted)]
         if panels:
             cuda = "_cuda" if self.environment.device == "cuda" else ""
             stem = self.folder / "figures" / f"{self.benchmark}{cuda}"
@@ -70,7 +70,14 @@ class Report:
         self.console.print("wrote " + ", ".join(map(str, paths)))
         self.console.print(f"repeat with: {self.command}", soft_wrap=True)
 
-    def _write_json(self, results: dict[str, Any], interrupted: bool) -> Path:
+    @property
+    def measurements(self) -> Path:
+        """The JSON file."""
+        name = f"{self.benchmark}_{self.environment.device}_{self.environment.dtype}.json"
+        return self.folder / "measurements" / name
+
+    def write(self, results: dict[str, Any], *, interrupted: bool) -> Path:
+        """Writes the JSON file alone, see ``finish``; returns its path."""
         content = {
             "benchmark": self.benchmark,
             "command": self.command,
@@ -79,11 +86,12 @@ class Report:
             "interrupted": interrupted,
             **results,
         }
-        name = f"{self.benchmark}_{self.environment.device}_{self.environment.dtype}.json"
-        path = self.folder / "measurements" / name
+        path = self.measurements
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
         return path
 
 

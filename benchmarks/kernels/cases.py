@@ -226,6 +226,27 @@ def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> None:
     )
 
 
+def _nearest(inputs: _Inputs) -> None:
+    from softattn.kernels import nearest_landmarks
+
+    common = inputs.common()
+    common.pop("rate")
+    mask = torch.zeros(_BATCH, inputs.case.landmarks, dtype=torch.bool, device=inputs.case.device)
+    nearest_landmarks(
+        inputs.tokens,
+        inputs.landmarks,
+        landmark_padding=mask if inputs.case.padded else None,
+        **common,
+    )
+
+
+def _clusters(inputs: _Inputs) -> None:
+    from softattn.kernels import cluster_sums
+
+    labels = inputs.per_token.long()
+    cluster_sums(inputs.tokens, labels, inputs.case.landmarks)
+
+
 def _block(inputs: _Inputs) -> None:
     from softattn.kernels import gaussian_kernel
 
@@ -354,6 +375,8 @@ VARIANTS: dict[str, Callable[[_Inputs], None]] = {
     ),
     "gradient, exact": lambda i: _exact_gradient(i, normalize=False),
     "gradient, exact normalized": lambda i: _exact_gradient(i, normalize=True),
+    "nearest": _nearest,
+    "clusters": _clusters,
     "block": _block,
     "block gradient": _block_gradient,
     "newton": _newton,

@@ -4,6 +4,7 @@ Installed as ``softattn.kernels`` and imported at the first call that runs on th
 take checked tensors and launch; softattn itself checks shapes and masks and defines gradients.
 """
 
+from softattn.kernels.clusters import cluster_sums, nearest_landmarks
 from softattn.kernels.gaussian_kernel import gaussian_kernel, gaussian_kernel_gradient
 from softattn.kernels.key_weights import KeyWeights, key_weights, key_weights_gradient
 from softattn.kernels.landmark_weights import (
@@ -37,6 +38,7 @@ __all__ = [
     "TokenOutput",
     "Weights",
     "add_stretches",
+    "cluster_sums",
     "few_stretches",
     "fit_landmark_weights",
     "gaussian_kernel",
@@ -50,6 +52,7 @@ __all__ = [
     "median_token",
     "middle_factor",
     "middle_factor_gradient",
+    "nearest_landmarks",
     "newton",
     "quotient_gradient",
     "token_gradient",

@@ -68,6 +68,16 @@ HALF: Table = {
         64: ((32, 32, 4, 1),),
         128: ((32, 32, 8, 1),),
     },
+    "nearest_landmarks": {
+        64: ((64, 64, 4, 2),),
+        128: ((32, 64, 4, 2),),
+        256: ((32, 32, 8, 2),),
+    },
+    "cluster_sums": {
+        64: ((64, 64, 4, 3),),
+        128: ((32, 64, 4, 3),),
+        256: ((32, 32, 8, 2),),
+    },
     "gaussian_kernel": {256: ((32, 32, 4, 1),)},
     "gaussian_kernel_gradient": {
         64: ((32, 32, 4, 1),),
@@ -105,6 +115,14 @@ FLOAT32: Table = {
     },
     "token_gradient_diagonal": {256: ((16, 16, 8, 1),)},
     "landmark_weights": HALF["landmark_weights"],
+    "nearest_landmarks": {
+        128: ((32, 32, 4, 1),),
+        256: ((16, 16, 8, 1),),
+    },
+    "cluster_sums": {
+        128: ((32, 32, 4, 2),),
+        256: ((16, 16, 8, 1),),
+    },
     "gaussian_kernel": {256: ((32, 32, 4, 1),)},
     "gaussian_kernel_gradient": HALF["gaussian_kernel_gradient"],
     "newton": {

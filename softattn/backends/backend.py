@@ -53,8 +53,8 @@ TRITON = Backend(
     triton.gram,
     triton.landmark_attention,
     triton.gaussian_attention,
-    eager.nearest_landmarks,
-    eager.cluster_sums,
+    triton.nearest_landmarks,
+    triton.cluster_sums,
     triton.weigh_keys,
     triton.regularized_middle_factor,
 )

@@ -5,6 +5,7 @@ kernels are in ``softattn.kernels``, which is imported at the first call. Gradie
 too, and have no gradients: a second derivative needs ``impl="eager"``.
 """
 
+from softattn.triton.clusters import cluster_sums, nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention
 from softattn.triton.gaussian_kernel import gaussian_kernel
 from softattn.triton.key_weights import key_weights
@@ -13,10 +14,12 @@ from softattn.triton.middle_factor import middle_factor
 from softattn.triton.newton import newton
 
 __all__ = [
+    "cluster_sums",
     "gaussian_attention",
     "gaussian_kernel",
     "key_weights",
     "landmark_attention",
     "middle_factor",
+    "nearest_landmarks",
     "newton",
 ]

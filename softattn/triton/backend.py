@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from softattn.common.newton_schedule import steps_until
+from softattn.triton.clusters import cluster_sums, nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
 from softattn.triton.key_weights import key_weights as _key_weights
@@ -12,9 +13,11 @@ from softattn.triton.middle_factor import MOST_LANDMARKS
 from softattn.triton.middle_factor import middle_factor as _middle_factor
 
 __all__ = [
+    "cluster_sums",
     "gaussian_attention",
     "gram",
     "landmark_attention",
+    "nearest_landmarks",
     "regularized_middle_factor",
     "weigh_keys",
 ]

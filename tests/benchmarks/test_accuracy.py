@@ -27,7 +27,7 @@ EXACT = Measurement(head_dim=8, rows=20, dtype="float64", device="cpu", seed=0)
 def test_every_table_and_figure_is_made(run_benchmark):
     sizes = "--sides 6 9 --side 6 --landmarks 9 4 --sharpness 1 --rows 10"
     content, output, figures = run_benchmark(f"accuracy {sizes}")
-    assert len(content["samplers"]) == 3 * 3 * 2
+    assert len(content["samplers"]) == 3 * len(SAMPLERS) * 2
     assert len(content["sizes"]) == 3 * 2 * 2
     assert len(content["sharpness"]) == (len(COMPARISONS) - len(TO_SOFTMAX)) * 2
     assert len(content["softmax"]) == 3 * len(TO_SOFTMAX) * 2 * 2

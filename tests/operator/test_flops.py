@@ -132,6 +132,15 @@ def test_gaussian_attention(crossed):
     assert gradient_flops(operator) == gradient_flops(plain) + again
 
 
+def test_a_step_of_k_means():
+    query, _, _, landmarks = tensors(False, "meta")
+    labels = torch.zeros(BATCH, HEADS, N, dtype=torch.long, device="meta")
+    one_hot = torch.zeros(BATCH, HEADS, M, N, device="meta")
+    nearest = flops(lambda: operators.nearest_landmarks(query, landmarks, None, None))
+    assert nearest == flops(lambda: query @ landmarks.mT) > 0
+    assert flops(lambda: operators.cluster_sums(query, labels, M)) == flops(lambda: one_hot @ query)
+
+
 def test_newton():
     target, start = (torch.zeros(PAIRS, M, M, device="meta", requires_grad=True) for _ in range(2))
 

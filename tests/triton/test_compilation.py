@@ -44,6 +44,8 @@ VARIANTS_OF = {
         "gradient, exact",
     ),
     "token_gradient_diagonal": ("gradient, diagonal and weights", "gradient, diagonal"),
+    "nearest_landmarks": ("nearest",),
+    "cluster_sums": ("clusters",),
     "gaussian_kernel": ("block",),
     "gaussian_kernel_gradient": ("block gradient",),
     "newton": ("newton",),

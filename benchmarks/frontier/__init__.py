@@ -1,0 +1,1 @@
+"""Error over time: what more landmarks, k-means and near fields buy."""

@@ -1,0 +1,1 @@
+"""Associative recall: which attentions find one token among many."""

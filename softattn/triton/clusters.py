@@ -1,0 +1,51 @@
+"""The two halves of a step of k-means, as operators without a derivative."""
+
+import torch
+from torch import Tensor
+
+from softattn.triton.registration import center_of
+
+
+@torch.library.custom_op("softattn::nearest_landmarks", mutates_args=())
+def nearest_landmarks(
+    tokens: Tensor,
+    landmarks: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    """See ``Backend.nearest_landmarks``; landmarks are rounded to the dtype of the tokens."""
+    from softattn import kernels
+
+    landmarks = landmarks.to(tokens.dtype)
+    return kernels.nearest_landmarks(
+        tokens,
+        landmarks,
+        center=center_of(landmarks),
+        padding=key_padding_mask,
+        landmark_padding=landmark_padding_mask,
+    )
+
+
+@nearest_landmarks.register_fake
+def _(tokens, landmarks, key_padding_mask, landmark_padding_mask):  # type: ignore[no-untyped-def]
+    return tokens.new_empty(tokens.shape[:-1], dtype=torch.long)
+
+
+@torch.library.custom_op("softattn::cluster_sums", mutates_args=())
+def sums_and_numbers(tokens: Tensor, labels: Tensor, m: int) -> Tensor:
+    """``cluster_sums`` as one tensor, (batch, heads, m, d + 1)."""
+    from softattn import kernels
+
+    return kernels.cluster_sums(tokens, labels, m)
+
+
+@sums_and_numbers.register_fake
+def _(tokens, labels, m):  # type: ignore[no-untyped-def]
+    *outer, _, d = tokens.shape
+    return tokens.new_empty((*outer, m, d + 1), dtype=torch.float32)
+
+
+def cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """See ``Backend.cluster_sums``."""
+    sums = sums_and_numbers(tokens, labels, m)
+    return sums[..., :-1], sums[..., -1:]
