@@ -8,7 +8,6 @@ from support.budget import assert_within_budget
 from support.strategies import normal, padding_masks, seeds, spreads
 
 from softattn import NewtonPinv, softmax_free_attention
-from softattn import triton as operators
 from softattn.backends import nystrom
 from softattn.backends.backend import EAGER, TRITON
 from softattn.pinv import resolve_pinv
@@ -126,16 +125,6 @@ def test_strides_do_not_matter(device):
         actual = factor_and_gradient(TRITON, scattered, None, "landmark")
         for a, b in zip(actual, expected, strict=True):
             assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("normalized", [False, True])
-def test_opcheck(device, padded, normalized):
-    landmarks = normal(2, 1, 3, 4, seed=0).to(device, torch.float32).requires_grad_()
-    padding = torch.tensor([[0, 0, 1], [0, 0, 0]], dtype=torch.int32) if padded else None
-    padding = padding if padding is None else padding.to(device)
-    arguments = (landmarks, padding, SCALE, RIDGE, 0.01, 4, normalized)
-    torch.library.opcheck(operators.middle_factor, arguments)
 
 
 class TestRegularization:

@@ -75,6 +75,23 @@ def test_opcheck_of_gaussian_kernel(device):
     torch.library.opcheck(operators.gaussian_kernel, (query, query, 0.5))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_opcheck_of_key_weights(device, padded):
+    (keys,) = tensors(device, (2, 1, 5, 3))
+    padding = torch.zeros(2, 5, dtype=torch.int32, device=device) if padded else None
+    torch.library.opcheck(operators.key_weights, (keys, padding, 0.5))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_opcheck_of_middle_factor(device, padded, normalized):
+    (landmarks,) = tensors(device, (2, 1, 3, 4))
+    padding = torch.tensor([[0, 0, 1], [0, 0, 0]], dtype=torch.int32) if padded else None
+    padding = padding if padding is None else padding.to(device)
+    arguments = (landmarks, padding, 0.5, 0.01, 0.01, 4, normalized)
+    torch.library.opcheck(operators.middle_factor, arguments)
+
+
 def test_opcheck_of_newton(device):
     target, start = tensors(device, (3, 4, 4), (3, 4, 4))
     torch.library.opcheck(operators.newton, (target, start, 0.3, 3))
