@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo at once
 
 _LIBRARY = torch.library.Library("softattn", "FRAGMENT")
 
@@ -20,7 +21,7 @@ def operator(implementation: Callable[..., Any]) -> Any:
     schema = torch.library.infer_schema(implementation, mutates_args=())
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     # Dynamo must not compile what an operator does.
-    opaque = torch._disable_dynamo(implementation)  # type: ignore[attr-defined]
+    opaque = _disable_dynamo(implementation)
     _LIBRARY.impl(name, opaque, "CompositeExplicitAutograd")
     return getattr(torch.ops.softattn, name).default
 
