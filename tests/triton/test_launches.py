@@ -14,14 +14,12 @@ MOST = {"none": (6, 14), "landmark": (6, 14), "token": (6, 14), "softmax": (7, 1
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The names of the kernels that were launched."""
+    """The names of the kernels that are launched. None is run."""
     names = []
-    own = launching.launch
 
     def launch(kernel, grid, arguments, configuration):
         if 0 not in grid:
             names.append(kernel.fn.__name__)
-        own(kernel, grid, arguments, configuration)
 
     monkeypatch.setattr(launching, "launch", launch)
     return names
@@ -45,7 +43,6 @@ def test_few_launches(device, launched, normalization, dtype):
 
     for call, most in zip((forward, with_backward), MOST[normalization], strict=True):
         launched.clear()
-        # The interpreter uses PyTorch's operations too, but not through the dispatcher's modes.
         with CountedOperations() as operations:
             call()
         number = len(launched) + operations.counts.total()
