@@ -135,6 +135,29 @@ def compile_case(
     ]
 
 
+def variants(cases: Iterable[Case], target: Target) -> dict[str, int]:
+    """How often the cases make Triton compile each kernel. Nothing is compiled.
+
+    To be called in one of ``compiler_processes``.
+    """
+    from triton import knobs
+
+    found: dict[str, set[str]] = {}
+
+    def record(*, fn: Any, key: object, **_: object) -> bool:
+        found.setdefault(fn.name.lstrip("_"), set()).add(str(key))
+        return True
+
+    knobs.runtime.jit_cache_hook = record
+    try:
+        for case in cases:
+            for launch in launches(case, target):
+                _compiled(launch, target)
+    finally:
+        knobs.runtime.jit_cache_hook = None
+    return {name: len(keys) for name, keys in found.items()}
+
+
 def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) -> list[Launch]:
     """What ``case`` would launch on the target."""
     from softattn.kernels import launching

@@ -15,11 +15,21 @@ import triton.language as tl
 
 
 @triton.jit
-def pair_of_program(heads, stretches):
-    """The number of this program's stretch of tokens, its pair, batch and head."""
-    unit = tl.program_id(0).to(tl.int64)
+def pair_of_program(heads, stretches, blocks):
+    """The number of this program's stretch of tokens, its pair, batch, head and block.
+
+    All are on the first axis of the grid: the others end at 65,535.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    unit = program // blocks
     pair = unit // stretches
-    return unit, pair, pair // heads, pair % heads
+    return unit, pair, pair // heads, pair % heads, program % blocks
+
+
+@triton.jit
+def blocks_of(m, BLOCK_M: tl.constexpr):
+    """Blocks of landmarks, at least 1."""
+    return tl.maximum(tl.cdiv(m, BLOCK_M), 1)
 
 
 @triton.jit
@@ -77,7 +87,7 @@ def load_points(
 
 @triton.jit
 def load_landmarks(
-    l_ptr, first, landmark, l_row: tl.constexpr, inside, padding_ptr, center_ptr,
+    l_ptr, first, landmark, l_row, inside, padding_ptr, center_ptr,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A block of landmarks, their squared norms, and which are ``inside`` and not padding.
@@ -91,7 +101,7 @@ def load_landmarks(
 
 @triton.jit
 def load_weights(
-    ptr, rest_ptr, column_ptr, first, landmark, stride: tl.constexpr, real,
+    ptr, rest_ptr, column_ptr, first, landmark, stride, real,
     COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block of rows of a factor's pieces, and of the column beside it, 0 if there is none.
@@ -258,7 +268,7 @@ _add_dot = _compiled_add_dot if _is_compiled else _interpreted_add_dot
 
 @triton.jit
 def through_middle(
-    x_columns, x_square, l_ptr, l_row: tl.constexpr,
+    x_columns, x_square, l_ptr, l_row,
     middle_ptr, middle_rest_ptr, middle_unit, center_ptr, rows, m, rate,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels.arithmetic import (
+    blocks_of,
     dot,
     exponent,
     load_landmarks,
@@ -16,7 +17,7 @@ from softattn.kernels.arithmetic import (
     stretch_of_program,
     without_padding,
 )
-from softattn.kernels.launching import padding_argument
+from softattn.kernels.launching import CHANGING, padding_argument
 from softattn.kernels.token_pass import TokenPass
 
 
@@ -79,11 +80,11 @@ def cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> Tensor:
     return partial.sum(2) if stretches.number > 1 else partial[:, :, 0]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _nearest_landmarks(
     # tokens and landmarks
-    x_ptr, x_batch, x_head, x_row: tl.constexpr,
-    l_ptr, l_batch, l_head, l_row: tl.constexpr,
+    x_ptr, x_batch, x_head, x_row,
+    l_ptr, l_batch, l_head, l_row,
     center_ptr, padding_ptr, l_padding_ptr,
     # labels, (batch, heads, n)
     label_ptr,
@@ -93,7 +94,7 @@ def _nearest_landmarks(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """j(i) = argmax_j log₂ k(x_i, l_j) for one stretch of tokens."""
-    unit, pair, batch, head = pair_of_program(heads, stretches)
+    unit, pair, batch, head, _number = pair_of_program(heads, stretches, 1)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     if center_ptr is not None:
@@ -132,11 +133,11 @@ def _nearest_landmarks(
         tl.store(label_ptr + first + token, label.to(tl.int64), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _cluster_sums(
     # tokens; where other passes have landmarks there is nothing to read
-    x_ptr, x_batch, x_head, x_row: tl.constexpr,
-    l_ptr, l_batch, l_head, l_row: tl.constexpr,
+    x_ptr, x_batch, x_head, x_row,
+    l_ptr, l_batch, l_head, l_row,
     center_ptr, padding_ptr,
     # labels, (batch, heads, n), and sums, (batch, heads, stretches, m, D + 1)
     label_ptr, partial_ptr,
@@ -146,12 +147,13 @@ def _cluster_sums(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Σ_i B_ij x_i and Σ_i B_ij over one stretch of tokens, B_ij = 1 where j(i) = j, else 0."""
-    unit, pair, batch, head = pair_of_program(heads, stretches)
+    blocks = blocks_of(m, BLOCK_M)
+    unit, pair, batch, head, number = pair_of_program(heads, stretches, blocks)
     x_ptr += batch * x_batch + head * x_head
     label_ptr += pair * n
     partial_ptr += unit * m * (D + 1)
 
-    block = tl.program_id(1).to(tl.int64) * BLOCK_M
+    block = number * BLOCK_M
     landmark = tl.arange(0, BLOCK_M)
     inside = landmark < m - block
     sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)

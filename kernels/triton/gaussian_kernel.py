@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels import configurations, launching
-from softattn.kernels.arithmetic import load_rows, store_rows
-from softattn.kernels.launching import block_of, ceil_div, rows_argument
+from softattn.kernels.arithmetic import blocks_of, load_rows, pair_of_program, store_rows
+from softattn.kernels.launching import CHANGING, block_of, ceil_div, rows_argument
 
 
 def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
@@ -28,11 +28,8 @@ def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
     block = torch.empty(batch, heads, n_q, n_k, device=query.device, dtype=torch.float32)
     launching.launch(
         _gaussian_kernel,
-        (
-            batch * heads,
-            ceil_div(n_q, chosen.tokens),
-            ceil_div(n_k, chosen.landmarks),
-        ),
+        # On one axis, since the others end at 65,535.
+        (batch * heads * ceil_div(n_q, chosen.tokens) * ceil_div(n_k, chosen.landmarks),),
         dict(
             **rows_argument("x", query),
             **rows_argument("y", key),
@@ -81,7 +78,7 @@ def _gradient_of_one_side(
     dx = torch.empty(batch, heads, n, d, device=x.device, dtype=x.dtype)
     launching.launch(
         _gaussian_kernel_gradient,
-        (batch * heads, ceil_div(n, chosen.tokens)),
+        (batch * heads * ceil_div(n, chosen.tokens),),
         dict(
             **rows_argument("x", x),
             **rows_argument("y", y),
@@ -109,7 +106,7 @@ def _block_argument(name: str, block: Tensor) -> dict[str, object]:
     return {f"{name}_ptr": block} | {f"{name}_{axis}": stride for axis, stride in strides}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _gaussian_kernel(
     x_ptr, x_batch, x_head, x_row,
     y_ptr, y_batch, y_head, y_row,
@@ -118,10 +115,10 @@ def _gaussian_kernel(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One tile of P_ij = 2^(−rate Σ_f (x_if − y_jf)²), one feature after the other."""
-    pair = tl.program_id(0).to(tl.int64)
-    batch, head = pair // heads, pair % heads
-    row = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    column = tl.program_id(2).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = blocks_of(m, BLOCK_M)
+    unit, pair, batch, head, number = pair_of_program(heads, blocks_of(n, BLOCK_N), columns)
+    row = unit % blocks_of(n, BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = number * BLOCK_M + tl.arange(0, BLOCK_M)
     x_ptr += batch * x_batch + head * x_head + row * x_row
     y_ptr += batch * y_batch + head * y_head + column * y_row
     distance = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -136,7 +133,7 @@ def _gaussian_kernel(
     tl.store(to, tl.exp2(-rate * distance), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _gaussian_kernel_gradient(
     x_ptr, x_batch, x_head, x_row,
     y_ptr, y_batch, y_head, y_row,
@@ -147,13 +144,13 @@ def _gaussian_kernel_gradient(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dX_i = Σ_j w_ij (x_i − y_j) with w = −s P ∘ dP, for one block of rows."""
-    pair = tl.program_id(0).to(tl.int64)
-    batch, head = pair // heads, pair % heads
+    blocks = blocks_of(n, BLOCK_N)
+    unit, pair, batch, head, _number = pair_of_program(heads, blocks, 1)
     x_ptr += batch * x_batch + head * x_head
     y_ptr += batch * y_batch + head * y_head
     p_ptr += batch * p_batch + head * p_head
     g_ptr += batch * g_batch + head * g_head
-    row = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = unit % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     # [BLOCK_N, BLOCK_D]
     x = load_rows(x_ptr, 0, row, x_row, row < n, D, BLOCK_D).to(tl.float32)
     dx = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_rows, store_rows, without_padding
-from softattn.kernels.launching import block_of, ceil_div, padding_argument, rows_argument
+from softattn.kernels.launching import CHANGING, block_of, ceil_div, padding_argument, rows_argument
 
 _CONFIGURATION = configurations.Configuration(tokens=64, landmarks=0, warps=4, stages=1)
 # Parts of the keys of a pair. Every program of the second launch reads what all parts found.
@@ -119,7 +119,7 @@ def _points(keys: Tensor, scale: float) -> dict[str, object]:
     return rows_argument("x", keys) | {"scale": scale, "D": d, "BLOCK_D": block_of(d)}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _log_weights(
     x_ptr, x_batch, x_head, x_row, padding_ptr, logarithm_ptr, bound_ptr,
     n, heads, parts, length, scale,
@@ -146,7 +146,7 @@ def _log_weights(
     tl.store(bound_ptr + 1, tl.max(largest, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _key_weights(
     padding_ptr, logarithm_ptr, bound_ptr, weight_ptr,
     n, heads, parts, length, largest_range, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
@@ -167,7 +167,7 @@ def _key_weights(
         tl.store(weight_ptr + at, tl.where(real, weight, 0.0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _weight_gradient_sums(
     padding_ptr, grad_ptr, weight_ptr, logarithm_ptr, bound_ptr, sums_ptr,
     n, heads, parts, length, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
@@ -199,7 +199,7 @@ def _weight_gradient_sums(
     tl.store(sums_ptr + 3, tl.sum(at_least, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _key_weights_gradient(
     x_ptr, x_batch, x_head, x_row, padding_ptr,
     grad_ptr, weight_ptr, logarithm_ptr, bound_ptr, sums_ptr, dx_ptr,

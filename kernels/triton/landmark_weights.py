@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_square, load_transposed, split, store_rows
-from softattn.kernels.launching import block_of
+from softattn.kernels.launching import CHANGING, block_of
 from softattn.kernels.pieces import Pieces, Weights
 
 # The most landmarks, and features of values, that one program holds.
@@ -177,7 +177,7 @@ def landmark_weights_gradient(
     return LandmarkWeightsGradient(grad_sums, grad_middle)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _landmark_weights(
     # sums of each stretch, and M
     partial_ptr, middle_ptr,
@@ -233,7 +233,7 @@ def _landmark_weights(
                 tl.store(m_rest_ptr + to, (middle - piece.to(tl.float32)).to(DTYPE), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _landmark_weights_gradient(
     # dW and Pᵀ diag(dc) P of each stretch, M and S
     partial_ptr, partial_middle_ptr, middle_ptr, sums_ptr,

@@ -25,7 +25,7 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.launching import padding_argument, rows_argument
+from softattn.kernels.launching import CHANGING, padding_argument, rows_argument
 from softattn.kernels.pieces import (
     Pieces,
     Weights,
@@ -143,16 +143,16 @@ def landmarks_to_tokens(
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _landmarks_to_tokens(
     # tokens and landmarks
-    x_ptr, x_batch, x_head, x_row: tl.constexpr,
-    l_ptr, l_batch, l_head, l_row: tl.constexpr,
+    x_ptr, x_batch, x_head, x_row,
+    l_ptr, l_batch, l_head, l_row,
     center_ptr, padding_ptr, l_padding_ptr,
     # W, and z of a quotient
-    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
+    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row, z_ptr,
     # V, M and the keys' weights of the diagonal
-    v_ptr, v_batch, v_head, v_row: tl.constexpr,
+    v_ptr, v_batch, v_head, v_row,
     middle_ptr, middle_rest_ptr, middle_unit_ptr, key_weight_ptr,
     # outputs
     o_ptr, denominator_ptr, diagonal_ptr, shift_ptr,
@@ -174,7 +174,7 @@ def _landmarks_to_tokens(
     DIAGONAL: tl.constexpr = middle_ptr is not None
     SHIFTED: tl.constexpr = shift_ptr is not None
     NORMALIZE: tl.constexpr = SHIFTED and not QUOTIENT
-    unit, pair, batch, head = pair_of_program(heads, stretches)
+    unit, pair, batch, head, _number = pair_of_program(heads, stretches, 1)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     w_ptr += batch * w_batch + head * w_head

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels import configurations, launching
-from softattn.kernels.launching import block_of, ceil_div, rows_argument
+from softattn.kernels.launching import CHANGING, block_of, ceil_div, rows_argument
 
 _TOKENS, _MOST = 8, 16
 _CONFIGURATION = configurations.Configuration(_MOST, 0, warps=4, stages=1)
@@ -42,7 +42,7 @@ def median_token(tokens: Tensor) -> Tensor:
     return median
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _median_token(
     x_ptr, x_batch, x_head, x_row, median_ptr, heads, apart, number,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_rows, load_square, load_transposed, store_rows
-from softattn.kernels.launching import block_of, padding_argument, rows_argument
+from softattn.kernels.launching import CHANGING, block_of, padding_argument, rows_argument
 from softattn.kernels.newton import newton_coefficients
 
 # The most landmarks that the table of tiles provides for.
@@ -152,7 +152,7 @@ def middle_factor_gradient(
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _middle_factor(
     l_ptr, l_batch, l_head, l_row, padding_ptr,
     # outputs, two buffers for V where it takes several tiles, and 1 / √D
@@ -199,7 +199,8 @@ def _middle_factor(
         gram = tl.where(inside, gram, 0.0)
         tl.store(gram_ptr + matrix + row[:, None] * m + whole[None, :], gram, mask=inside)
         sums = tl.sum(gram, 1)
-        norm = tl.maximum(norm, tl.max(sums))
+        # NaN comes into V with A.
+        norm = tl.maximum(norm, tl.max(tl.where(sums == sums, sums, 0.0)))
         if root_ptr is not None:
             root = tl.rsqrt(tl.where(row < m, sums, 1.0))
             tl.store(root_ptr + pair * m + row, root, mask=row < m)
@@ -266,7 +267,7 @@ def _middle_factor(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _middle_factor_gradient(
     l_ptr, l_batch, l_head, l_row, dmoved_ptr, dmoved_batch, dmoved_head, dmoved_row, padding_ptr,
     # M, A, dM, memory for D and δ, and the output

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels import configurations, launching
-from softattn.kernels.launching import block_of
+from softattn.kernels.launching import CHANGING, block_of
 
 # Rows of the largest matrices that the table of tiles provides for.
 LARGEST_SIZE = max(configurations.FLOAT32["newton"])
@@ -65,7 +65,7 @@ def newton_coefficients(lower):
     return 2 / middle, 1 / square, tl.minimum(lower * (2 * middle - lower) / square, 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _newton(
     a_ptr,
     start_ptr,
@@ -91,7 +91,7 @@ def _newton(
     tl.store(inverse_ptr + at, v * (2 / (1 + lower)), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _newton_in_tiles(
     a_ptr,
     start_ptr,

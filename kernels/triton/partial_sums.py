@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels import configurations, launching
-from softattn.kernels.launching import ceil_div
+from softattn.kernels.launching import CHANGING, ceil_div
 
 _ELEMENTS, _STRETCHES = 64, 32
 _CONFIGURATION = configurations.Configuration(_STRETCHES, 0, warps=4, stages=1)
@@ -49,7 +49,7 @@ def add_stretches(partial: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _add_stretches(
     partial_ptr, total_ptr, size, stretches, blocks,
     ELEMENTS: tl.constexpr, STRETCHES: tl.constexpr,

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels.arithmetic import (
+    blocks_of,
     dot,
     exponent,
     floored_gradient,
@@ -20,7 +21,7 @@ from softattn.kernels.arithmetic import (
     stretch_of_program,
     without_padding,
 )
-from softattn.kernels.launching import rows_argument
+from softattn.kernels.launching import CHANGING, rows_argument
 from softattn.kernels.token_pass import TokenPass
 
 
@@ -95,8 +96,8 @@ def quotient_gradient(
         center=center,
         padding=padding,
     )
-    grid = (tiles.blocks, tiles.blocks if has_diagonal else 1)
-    stretches = tiles.stretches(grid[0] * grid[1])
+    blocks = tiles.blocks * (tiles.blocks if has_diagonal else 1)
+    stretches = tiles.stretches(blocks)
     weights = tiles.empty(stretches.number, m, d_v + 1)
     middle = tiles.empty(stretches.number, m, m) if has_diagonal else None
     grad_denominator = tiles.empty(tiles.n)
@@ -105,7 +106,7 @@ def quotient_gradient(
     tiles.launch(
         _quotient_gradient,
         stretches,
-        *grid,
+        blocks,
         **rows_argument("g", grad),
         **rows_argument("o", output),
         **rows_argument("v", values),
@@ -131,16 +132,16 @@ def quotient_gradient(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _quotient_gradient(
     # tokens and landmarks
-    x_ptr, x_batch, x_head, x_row: tl.constexpr,
-    l_ptr, l_batch, l_head, l_row: tl.constexpr,
+    x_ptr, x_batch, x_head, x_row,
+    l_ptr, l_batch, l_head, l_row,
     center_ptr, padding_ptr,
     # G, O, V, z, the shift, D̃, c and w
-    g_ptr, g_batch, g_head, g_row: tl.constexpr,
-    o_ptr, o_batch, o_head, o_row: tl.constexpr,
-    v_ptr, v_batch, v_head, v_row: tl.constexpr,
+    g_ptr, g_batch, g_head, g_row,
+    o_ptr, o_batch, o_head, o_row,
+    v_ptr, v_batch, v_head, v_row,
     z_ptr, shift_ptr, denominator_ptr, diagonal_ptr, key_weight_ptr,
     # outputs; of dW and dM one for each stretch
     dw_ptr, dm_ptr, dd_ptr, dc_ptr, dkey_weight_ptr,
@@ -151,12 +152,14 @@ def _quotient_gradient(
 ):  # fmt: skip
     """Σ_i P_ij G_i / D̃_i, dz_j and Σ_i dc_i P_ij P_ik over one stretch of tokens.
 
-    The second axis of the grid is the block of j, the third that of k.
+    A program has a block of j and, for the diagonal, one of k.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     DIAGONAL: tl.constexpr = diagonal_ptr is not None
-    unit, pair, batch, head = pair_of_program(heads, stretches)
+    blocks = blocks_of(m, BLOCK_M)
+    columns = blocks if DIAGONAL else 1
+    unit, pair, batch, head, number = pair_of_program(heads, stretches, blocks * columns)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     g_ptr += batch * g_batch + head * g_head
@@ -169,8 +172,8 @@ def _quotient_gradient(
         v_ptr += batch * v_batch + head * v_head
 
     landmark = tl.arange(0, BLOCK_M)
-    j = tl.program_id(1).to(tl.int64) * BLOCK_M
-    k = tl.program_id(2).to(tl.int64) * BLOCK_M
+    j = number // columns * BLOCK_M
+    k = number % columns * BLOCK_M
     inside_j, inside_k = landmark < m - j, landmark < m - k
     # [BLOCK_M, BLOCK_D], [BLOCK_M]
     l, l_square, _inside = load_landmarks(
@@ -186,7 +189,7 @@ def _quotient_gradient(
     dz = tl.zeros([BLOCK_M], tl.float32)
     dm = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
     # Several programs compute dD̃ and dc of a token; the one of the first blocks writes them.
-    written = tl.where(tl.program_id(1) + tl.program_id(2) == 0, n, 0)
+    written = tl.where(number == 0, n, 0)
     token = tl.arange(0, BLOCK_N)
     begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
@@ -231,7 +234,7 @@ def _quotient_gradient(
             )
         p_first, p_rest, p_unit = split(p * share[None, :], DTYPE, False)
         dw += p_unit * dot(p_first, p_rest, g, g, PIECES, 1, PRECISION)
-    if tl.program_id(2) == 0:
+    if k == 0:
         dw_ptr += (unit * m + j) * (D_V + 1)
         store_rows(dw_ptr, 0, landmark, D_V + 1, dw, inside_j, D_V, BLOCK_V)
         tl.store(dw_ptr + landmark * (D_V + 1) + D_V, dz, mask=inside_j)

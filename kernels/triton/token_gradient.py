@@ -9,6 +9,7 @@ from torch import Tensor
 
 from softattn.kernels.arithmetic import (
     add_dot,
+    blocks_of,
     dot,
     exponent,
     floored_gradient,
@@ -26,7 +27,7 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.launching import padding_argument, rows_argument
+from softattn.kernels.launching import CHANGING, padding_argument, rows_argument
 from softattn.kernels.pieces import Pieces, Weights, middle_arguments, weights_arguments
 from softattn.kernels.token_pass import TokenPass
 
@@ -246,20 +247,20 @@ def _queries_then_keys(
     return of_keys._replace(landmarks=torch.cat([of_queries.landmarks, of_keys.landmarks], 2))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _token_gradient(
     # tokens and landmarks
-    x_ptr, x_batch, x_head, x_row: tl.constexpr,
-    l_ptr, l_batch, l_head, l_row: tl.constexpr,
+    x_ptr, x_batch, x_head, x_row,
+    l_ptr, l_batch, l_head, l_row,
     center_ptr, padding_ptr, l_padding_ptr,
     # tokens as queries: G, W and z, D̃, dD̃, c, dc, M + Mᵀ and the shift
-    g_ptr, g_batch, g_head, g_row: tl.constexpr,
-    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
+    g_ptr, g_batch, g_head, g_row,
+    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row, z_ptr,
     denominator_ptr, dd_ptr, diagonal_ptr, dc_ptr,
     middle_ptr, middle_rest_ptr, middle_unit_ptr, shift_ptr, floor,
     # tokens as keys: V, dS and du, w and the diagonal's share of dw
-    v_ptr, v_batch, v_head, v_row: tl.constexpr,
-    ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row: tl.constexpr, du_ptr,
+    v_ptr, v_batch, v_head, v_row,
+    ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row, du_ptr,
     key_weight_ptr, own_dkey_weight_ptr,
     # outputs; of dL one for each stretch
     dx_ptr, dv_ptr, dkey_weight_ptr, dl_ptr,
@@ -286,7 +287,8 @@ def _token_gradient(
     WEIGHTED: tl.constexpr = key_weight_ptr is not None
     WRITE_TOKENS: tl.constexpr = dx_ptr is not None
     HOLDS_ONE: tl.constexpr = dl_ptr is not None
-    unit, pair, batch, head = pair_of_program(heads, stretches)
+    blocks = blocks_of(m, BLOCK_M) if HOLDS_ONE else 1
+    unit, pair, batch, head, number = pair_of_program(heads, stretches, blocks)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     if center_ptr is not None:
@@ -323,7 +325,7 @@ def _token_gradient(
 
     landmark = tl.arange(0, BLOCK_M)
     if HOLDS_ONE:
-        own = tl.program_id(1) * BLOCK_M
+        own = number * BLOCK_M
         rows = own + landmark
         # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]
         l, l_square, real = load_landmarks(

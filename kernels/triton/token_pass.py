@@ -80,8 +80,10 @@ class TokenPass:
         shape = (self.batch, self.heads, *shape)
         return torch.empty(shape, device=self._torch_device, dtype=dtype)
 
-    def launch(self, kernel: Any, stretches: Stretches, *blocks: int, **arguments: object) -> None:
-        """Runs ``kernel`` for each pair and stretch, and each of ``blocks`` on further axes.
+    def launch(
+        self, kernel: Any, stretches: Stretches, blocks: int = 1, **arguments: object
+    ) -> None:
+        """Runs ``kernel`` for each pair, stretch and block.
 
         ``arguments`` are those that not all kernels over tokens have.
         """
@@ -101,5 +103,5 @@ class TokenPass:
             BLOCK_V=block_of(self.d_v),
             PRECISION=self._device.precision,
         )
-        grid = (self.batch * self.heads * stretches.number, *blocks)
+        grid = (self.batch * self.heads * stretches.number * blocks,)
         launching.launch(kernel, grid, arguments, self._tile)

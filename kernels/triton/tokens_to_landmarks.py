@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels.arithmetic import (
+    blocks_of,
     dot,
     exponent,
     load_landmarks,
@@ -17,7 +18,7 @@ from softattn.kernels.arithmetic import (
     stretch_of_program,
     without_padding,
 )
-from softattn.kernels.launching import padding_argument, rows_argument
+from softattn.kernels.launching import CHANGING, padding_argument, rows_argument
 from softattn.kernels.token_pass import TokenPass
 
 
@@ -72,12 +73,12 @@ def tokens_to_landmarks(
     return partial
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def _tokens_to_landmarks(
     # tokens, landmarks and values
-    x_ptr, x_batch, x_head, x_row: tl.constexpr,
-    l_ptr, l_batch, l_head, l_row: tl.constexpr,
-    v_ptr, v_batch, v_head, v_row: tl.constexpr,
+    x_ptr, x_batch, x_head, x_row,
+    l_ptr, l_batch, l_head, l_row,
+    v_ptr, v_batch, v_head, v_row,
     center_ptr, padding_ptr, l_padding_ptr, shift_ptr, key_weight_ptr,
     # sums, (batch, heads, stretches, m, D_V + ONES)
     partial_ptr,
@@ -89,7 +90,8 @@ def _tokens_to_landmarks(
     """S_j = Σ_i P_ij v_i and u_j = Σ_i P_ij over one stretch of tokens, for one landmark block."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
-    unit, pair, batch, head = pair_of_program(heads, stretches)
+    blocks = blocks_of(m, BLOCK_M)
+    unit, pair, batch, head, number = pair_of_program(heads, stretches, blocks)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
     v_ptr += batch * v_batch + head * v_head
@@ -105,7 +107,7 @@ def _tokens_to_landmarks(
         key_weight_ptr += pair * n
     partial_ptr += unit * m * (D_V + ONES)
 
-    block = tl.program_id(1).to(tl.int64) * BLOCK_M
+    block = number * BLOCK_M
     landmark = tl.arange(0, BLOCK_M)
     inside = landmark < m - block
     # [BLOCK_M, BLOCK_D], [BLOCK_M], [BLOCK_M]

@@ -10,10 +10,18 @@ import os
 from itertools import product
 
 import pytest
+import torch
 
 from benchmarks.kernels.cases import DTYPES, VARIANTS, Case
-from benchmarks.kernels.compilation import TARGETS, compiler_processes, launches, submit
-from softattn.kernels import configurations
+from benchmarks.kernels.compilation import (
+    TARGETS,
+    compiler_processes,
+    launches,
+    submit,
+    variants,
+)
+from softattn import kernels
+from softattn.kernels import configurations, launching
 
 # The compiler of torch 2.6's Triton fails on some kernels.
 pytestmark = pytest.mark.needs_newer_torch
@@ -182,6 +190,62 @@ def test_compiles_for_target(case, target, compiled):
                 MOST_STACK.get((name, *sizes), 0) for name in (resources.kernel, case.variant)
             )
             assert resources.stack <= most, resources
+
+
+def test_lengths_and_layouts_compile_nothing_anew():
+    of_attention = (
+        *("sums with weights", "answer, diagonal and weights"),
+        *("quotient gradient, diagonal and weights", "gradient, diagonal and weights"),
+        *("middle factor", "middle factor gradient", "weights, token", "weights gradient, token"),
+        *("key weights", "small sums"),
+    )
+    cases = [
+        Case(variant, 64, 49, tokens=tokens, heads_between=heads_between)
+        for variant in of_attention
+        for tokens in (33, 1024, 3137, 70_001)
+        for heads_between in (False, True)
+    ]
+    with compiler_processes(1) as executor:
+        compiled = executor.submit(variants, cases, TARGETS["sm_90"]).result()
+    assert len(compiled) >= 13
+    assert set(compiled.values()) == {1}, compiled
+
+
+def test_alignment_compiles_anew():
+    """The count above can count."""
+    cases = [Case("sums", features, 49) for features in (64, 60)]
+    with compiler_processes(1) as executor:
+        compiled = executor.submit(variants, cases, TARGETS["sm_90"]).result()
+    assert compiled == {"tokens_to_landmarks": 2}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Keys in the landmarks' place.
+        Case("gradient, exact", 64, 5_000_000, tokens=5_000_000),
+        Case("sums, exact", 64, 5_000_000, tokens=5_000_000),
+    ],
+    ids=str,
+)
+def test_grids_are_within_the_limits_of_cuda(case):
+    assert_within_limits([launch.grid for launch in launches(case, TARGETS["sm_90"])])
+
+
+def test_grids_of_the_block_are_within_the_limits_of_cuda(monkeypatch):
+    grids = []
+    monkeypatch.setattr(launching, "launch", lambda kernel, grid, *_: grids.append(grid))
+    query, key = (torch.empty(1, 1, n, 64, device="meta") for n in (2_500_000, 64))
+    block = kernels.gaussian_kernel(query, key, rate=0.1)
+    kernels.gaussian_kernel_gradient(query, key, block, block, scale=0.1)
+    assert_within_limits(grids)
+
+
+def assert_within_limits(grids):
+    """Asserts that large grids are on the first axis, which alone may pass 65,535."""
+    assert max(first for first, *_ in grids) > 65_535
+    for first, *others in grids:
+        assert first < 2**31 and all(axis <= 65_535 for axis in others)
 
 
 def test_launches_are_recorded_for_the_target():
