@@ -1,0 +1,101 @@
+"""Writes the results of a run into the pages of the documentation."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.calls import MODES
+from benchmarks.common.quantities import percent_text, seconds_text
+
+BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
+_BYTES = 2
+_HEADINGS = (
+    "batch × heads × tokens",
+    "",
+    *("none", "landmark", "token", "softmax", "layer"),
+    *("token, of the limit", "token, no graph", "token, host", "flash", "cuDNN", "flash / token"),
+)
+
+
+def write_pages(folder: Path, docs: Path) -> list[Path]:
+    """Puts the table of a run's times into ``performance.md`` and its JSON beside it.
+
+    Args:
+        folder: the ``--out`` of the run.
+        docs: the folder of the pages.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: the run has no times, or the page no marks.
+    """
+    times = folder / "times.json"
+    if not times.exists():
+        raise ValueError(f"{folder} has no times.json: its step 'times' has not run")
+    machine = json.loads((folder / "machine.json").read_text())
+    table = times_table(json.loads(times.read_text()), machine["copy_bytes_per_second"])
+    environment = machine["environment"]
+    text = (
+        f"{environment['device_name']}, {environment['dtype']}, PyTorch {environment['torch']}, "
+        f"Triton {environment['triton']}, ptxas {machine['ptxas']}, copy bandwidth "
+        f"{machine['copy_bytes_per_second'] / 1e12:.2f} TB/s.\n\n" + table
+    )
+    page = docs / "performance.md"
+    page.write_text(_between_marks(page, text))
+    name = environment["device_name"].lower().replace(" ", "_")
+    measurements = docs / "measurements" / f"gpu_{name}.json"
+    measurements.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(times, measurements)
+    return [page, measurements]
+
+
+def times_table(cells: list[dict[str, Any]], bandwidth: float) -> str:
+    """A table in Markdown, one row for each size and mode; times are those of graphs."""
+    by_place = {(cell["size"], cell["mode"], cell["call"]): cell for cell in cells}
+    lines = [f"| {' | '.join(_HEADINGS)} |", "|---|---|" + "---:|" * (len(_HEADINGS) - 2)]
+    for size in dict.fromkeys(cell["size"] for cell in cells):
+        for mode in MODES:
+
+            def cell(call: str, size: str = size, mode: str = mode) -> dict[str, Any]:
+                return by_place.get((size, mode, call), {})
+
+            token, flash = cell("token"), cell("sdpa flash")
+            row = [
+                size.replace("x", " × "),
+                mode.replace("forward+backward", "with backward"),
+                *(_time(cell(call)) for call in ("none", "landmark", "token", "softmax", "layer")),
+                _of_the_limit(token, bandwidth),
+                _time(token, "eager_seconds"),
+                _time(token, "host_seconds"),
+                _time(flash),
+                _time(cell("sdpa cudnn")),
+                _ratio(flash, token),
+            ]
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _time(cell: dict[str, Any], which: str = "graph_seconds") -> str:
+    return seconds_text(cell[which]) if which in cell else ""
+
+
+def _of_the_limit(cell: dict[str, Any], bandwidth: float) -> str:
+    if "graph_seconds" not in cell or "elements" not in cell:
+        return ""
+    return percent_text(_BYTES * cell["elements"] / bandwidth / cell["graph_seconds"])
+
+
+def _ratio(numerator: dict[str, Any], denominator: dict[str, Any]) -> str:
+    if "graph_seconds" not in numerator or "graph_seconds" not in denominator:
+        return ""
+    return f"{numerator['graph_seconds'] / denominator['graph_seconds']:.2g}"
+
+
+def _between_marks(page: Path, text: str) -> str:
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} must hold {BEGIN} and after it {END}")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
