@@ -13,7 +13,7 @@ from softattn.kernels.launching import CHANGING, block_of, ceil_div, padding_arg
 
 _CONFIGURATION = configurations.Configuration(tokens=64, landmarks=0, warps=4, stages=1)
 # Parts of the keys of a pair. Every program of the second launch reads what all parts found.
-MOST_PARTS = 256
+_MOST_PARTS = 256
 
 
 class KeyWeights(NamedTuple):
@@ -21,7 +21,7 @@ class KeyWeights(NamedTuple):
 
     weights: w, (batch, heads, n).
     logarithms: λ, likewise; undefined for padding.
-    bounds: the least and the largest λ of each part of the keys, (batch, heads, MOST_PARTS, 2).
+    bounds: the least and the largest λ, (batch, heads, 2).
     """
 
     weights: Tensor
@@ -44,12 +44,19 @@ def key_weights(
     weights, logarithms = (
         torch.empty((batch, heads, n), device=keys.device, dtype=torch.float32) for _ in range(2)
     )
-    bounds = torch.empty((batch, heads, MOST_PARTS, 2), device=keys.device, dtype=torch.float32)
+    of_parts, bounds = (
+        torch.empty((batch, heads, *shape), device=keys.device, dtype=torch.float32)
+        for shape in ((_MOST_PARTS, 2), (2,))
+    )
     grid, parts = _parts(keys, padding)
-    parts |= {"logarithm_ptr": logarithms, "bound_ptr": bounds}
+    parts |= {"logarithm_ptr": logarithms, "part_bound_ptr": of_parts}
     of_norms = parts | _points(keys, scale)
     launching.launch(_log_weights, grid, of_norms, _CONFIGURATION)
-    of_weights = parts | {"weight_ptr": weights, "largest_range": largest_range}
+    of_weights = parts | {
+        "weight_ptr": weights,
+        "bound_ptr": bounds,
+        "largest_range": largest_range,
+    }
     launching.launch(_key_weights, grid, of_weights, _CONFIGURATION)
     return KeyWeights(weights, logarithms, bounds)
 
@@ -81,7 +88,7 @@ def key_weights_gradient(
     """
     batch, heads, n, d = keys.shape
     result = torch.empty((batch, heads, n, d), device=keys.device, dtype=keys.dtype)
-    sums = torch.empty((batch, heads, MOST_PARTS, 4), device=keys.device, dtype=torch.float32)
+    sums = torch.empty((batch, heads, _MOST_PARTS, 4), device=keys.device, dtype=torch.float32)
     grid, parts = _parts(keys, padding)
     parts |= {
         "grad_ptr": grad.contiguous(),
@@ -100,7 +107,7 @@ def _parts(keys: Tensor, padding: Tensor | None) -> tuple[tuple[int], dict[str, 
     """A grid with a program for each part of the keys, and the arguments of all kernels below."""
     batch, heads, n, _ = keys.shape
     tiles = ceil_div(n, _CONFIGURATION.tokens)
-    length = max(ceil_div(tiles, MOST_PARTS), 1)
+    length = max(ceil_div(tiles, _MOST_PARTS), 1)
     parts = ceil_div(tiles, length)
     arguments: dict[str, object] = {
         "padding_ptr": padding_argument(padding),
@@ -109,7 +116,7 @@ def _parts(keys: Tensor, padding: Tensor | None) -> tuple[tuple[int], dict[str, 
         "parts": parts,
         "length": length * _CONFIGURATION.tokens,
         "BLOCK_N": _CONFIGURATION.tokens,
-        "PARTS": MOST_PARTS,
+        "PARTS": _MOST_PARTS,
     }
     return (batch * heads * parts,), arguments
 
@@ -121,7 +128,7 @@ def _points(keys: Tensor, scale: float) -> dict[str, object]:
 
 @triton.jit(do_not_specialize=CHANGING)
 def _log_weights(
-    x_ptr, x_batch, x_head, x_row, padding_ptr, logarithm_ptr, bound_ptr,
+    x_ptr, x_batch, x_head, x_row, padding_ptr, logarithm_ptr, part_bound_ptr,
     n, heads, parts, length, scale,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -141,21 +148,31 @@ def _log_weights(
         tl.store(logarithm_ptr + pair * n + first + key, logarithm, mask=key < end - first)
         least = tl.minimum(least, tl.where(real, logarithm, float("inf")))
         largest = tl.maximum(largest, tl.where(real, logarithm, float("-inf")))
-    bound_ptr += (pair * PARTS + part) * 2
-    tl.store(bound_ptr, tl.min(least, 0))
-    tl.store(bound_ptr + 1, tl.max(largest, 0))
+    part_bound_ptr += (pair * PARTS + part) * 2
+    tl.store(part_bound_ptr, tl.min(least, 0))
+    tl.store(part_bound_ptr + 1, tl.max(largest, 0))
 
 
 @triton.jit(do_not_specialize=CHANGING)
 def _key_weights(
-    padding_ptr, logarithm_ptr, bound_ptr, weight_ptr,
+    padding_ptr, logarithm_ptr, part_bound_ptr, weight_ptr, bound_ptr,
     n, heads, parts, length, largest_range, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """w of a part of the keys, from the bounds of all."""
-    pair, _number, begin, end = _part_of_program(n, parts, length)
+    pair, part, begin, end = _part_of_program(n, parts, length)
     if padding_ptr is not None:
         padding_ptr += pair // heads * n
-    least, largest = _load_bounds(bound_ptr, pair, parts, PARTS)
+    other = tl.arange(0, PARTS)
+    at = part_bound_ptr + (pair * PARTS + other) * 2
+    least = tl.min(tl.load(at, mask=other < parts, other=float("inf")), 0)
+    largest = tl.max(tl.load(at + 1, mask=other < parts, other=float("-inf")), 0)
+    # All keys are padding.
+    none_left = least > largest
+    least = tl.where(none_left, 0.0, least)
+    largest = tl.where(none_left, 0.0, largest)
+    if part == 0:
+        tl.store(bound_ptr + pair * 2, least)
+        tl.store(bound_ptr + pair * 2 + 1, largest)
     tempering = largest_range / tl.maximum(largest - least, largest_range)
     key = tl.arange(0, BLOCK_N)
     for first in range(begin, end, BLOCK_N):
@@ -176,7 +193,8 @@ def _weight_gradient_sums(
     pair, part, begin, end = _part_of_program(n, parts, length)
     if padding_ptr is not None:
         padding_ptr += pair // heads * n
-    least, largest = _load_bounds(bound_ptr, pair, parts, PARTS)
+    least = tl.load(bound_ptr + pair * 2)
+    largest = tl.load(bound_ptr + pair * 2 + 1)
     key = tl.arange(0, BLOCK_N)
     slopes = tl.zeros([BLOCK_N], tl.float32)
     moments = tl.zeros([BLOCK_N], tl.float32)
@@ -211,7 +229,8 @@ def _key_weights_gradient(
     x_ptr += pair // heads * x_batch + pair % heads * x_head
     if padding_ptr is not None:
         padding_ptr += pair // heads * n
-    least, largest = _load_bounds(bound_ptr, pair, parts, PARTS)
+    least = tl.load(bound_ptr + pair * 2)
+    largest = tl.load(bound_ptr + pair * 2 + 1)
     other = tl.arange(0, PARTS)
     there = other < parts
     of_parts = sums_ptr + (pair * PARTS + other) * 4
@@ -248,14 +267,3 @@ def _part_of_program(n, parts, length):
     pair, part = unit // parts, unit % parts
     begin = part * length
     return pair, part, begin, tl.minimum(begin + length, n)
-
-
-@triton.jit
-def _load_bounds(ptr, pair, parts, PARTS: tl.constexpr):
-    """The least and the largest λ of a pair, 0 where all of its keys are padding."""
-    part = tl.arange(0, PARTS)
-    at = ptr + (pair * PARTS + part) * 2
-    least = tl.min(tl.load(at, mask=part < parts, other=float("inf")), 0)
-    largest = tl.max(tl.load(at + 1, mask=part < parts, other=float("-inf")), 0)
-    none_left = least > largest
-    return tl.where(none_left, 0.0, least), tl.where(none_left, 0.0, largest)

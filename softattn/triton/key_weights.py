@@ -14,9 +14,6 @@ from softattn.triton.registration import (
     shapes_of,
 )
 
-# Parts of the keys of a pair, each with its bounds.
-MOST_PARTS = 256
-
 
 @operator
 def key_weights(
@@ -30,7 +27,7 @@ def key_weights(
         scale: s.
 
     Returns:
-        w, (batch, heads, n), float32, and for the gradient log w and the bounds of its parts.
+        w, (batch, heads, n), float32, and for the gradient log w and its bounds.
     """
     from softattn import kernels
 
@@ -41,7 +38,7 @@ def key_weights(
 def _(keys, padding, scale):  # type: ignore[no-untyped-def]
     batch, heads, n, _ = keys.shape
     weights = keys.new_empty((batch, heads, n), dtype=torch.float32)
-    bounds = keys.new_empty((batch, heads, MOST_PARTS, 2), dtype=torch.float32)
+    bounds = keys.new_empty((batch, heads, 2), dtype=torch.float32)
     return weights, torch.empty_like(weights), bounds
 
 

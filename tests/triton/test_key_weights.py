@@ -16,7 +16,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 few = settings(max_examples=max(settings.default.max_examples // 3, 1))
 SCALE = 0.5
-OPERATOR = "softattn.triton.key_weights"
 
 
 def weights_and_gradient(weigh, keys, mask):
@@ -68,12 +67,7 @@ def test_no_keys_and_none_left(device):
 
 def test_more_keys_than_one_program_of_each_part_takes(device, monkeypatch):
     kernel = import_module("softattn.kernels.key_weights")
-    monkeypatch.setattr(kernel, "MOST_PARTS", 4)
+    monkeypatch.setattr(kernel, "_MOST_PARTS", 4)
     keys = normal(1, 2, 700, 3, seed=0).float()
     actual = kernel.key_weights(keys.to(device), scale=SCALE, largest_range=8.0).weights
     torch.testing.assert_close(actual.cpu(), weigh_keys(keys, SCALE, None)[..., 0])
-
-
-def test_parts_of_kernel_and_operator_agree():
-    kernel, operator = map(import_module, ("softattn.kernels.key_weights", OPERATOR))
-    assert kernel.MOST_PARTS == operator.MOST_PARTS
