@@ -4,7 +4,12 @@ import pytest
 import torch
 from support.strategies import NORMALIZATIONS
 
-from softattn import gaussian_attention, softmax_free_attention
+from softattn import (
+    AvgPoolLandmarks,
+    SoftmaxFreeAttention,
+    gaussian_attention,
+    softmax_free_attention,
+)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -53,7 +58,7 @@ def test_full_size_layer_is_the_same_at_every_run(device):
     )
     landmarks = tokens[:, :, ::400].clone()
     runs = []
-    for _ in range(20):
+    for _ in range(200):
         inputs = [t.detach().requires_grad_() for t in (tokens, value, landmarks)]
         answer = softmax_free_attention(
             inputs[0], None, inputs[1], inputs[2], normalization="token", impl="triton"
@@ -62,3 +67,48 @@ def test_full_size_layer_is_the_same_at_every_run(device):
     for again in runs[1:]:
         for first, other in zip(runs[0], again, strict=True):
             assert torch.equal(first, other)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_layer_is_captured_in_a_graph(device, normalization):
+    """Nothing on the way, forward and backward, waits for the device."""
+    layer = SoftmaxFreeAttention(
+        256, 4, landmarks=AvgPoolLandmarks(49), normalization=normalization, device=device
+    ).to(torch.bfloat16)
+    parameters = list(layer.parameters())
+
+    def step():
+        output = layer(x)
+        return output, *torch.autograd.grad(output.float().square().sum(), parameters)
+
+    x = torch.randn(2, 1000, 256, device=device, dtype=torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    for a, b in zip(captured, step(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_flags_for_tf32_change_no_bit(device, normalization):
+    tokens = torch.randn(2, 2, 1000, 64, device=device, requires_grad=True)
+    landmarks = tokens.detach()[:, :, :: 1000 // 49][:, :, :49]
+    results = []
+    for allowed in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        try:
+            output = softmax_free_attention(
+                tokens, None, tokens, landmarks, normalization=normalization, impl="triton"
+            )
+            results.append((output, *torch.autograd.grad(output.square().sum(), tokens)))
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
+    for without, with_tf32 in zip(*results, strict=True):
+        assert torch.equal(without, with_tf32)
