@@ -62,14 +62,15 @@ class NearField:
 
     def terms(self) -> Tensor:
         """[R V, R 1, |R| 1], (..., t, d_v + 2)."""
-        values = self.in_rows(matmul(self.remainder, self.columns[..., :-1]))
-        return torch.cat([values, self.sums()], -1)
+        return self._times(self.columns)
 
     def sums(self) -> Tensor:
         """[R 1, |R| 1], (..., t, 2)."""
-        both = torch.cat([self.remainder, self.remainder.abs()], -2)
-        sums = matmul(both, self.columns[..., -1:]).unflatten(-2, (2, -1))
-        return self.in_rows(torch.cat(sums.unbind(-3), -1))
+        return self._times(self.columns[..., -1:])
+
+    def _times(self, columns: Tensor) -> Tensor:
+        absolute = matmul(self.remainder.abs(), self.columns[..., -1:])
+        return self.in_rows(torch.cat([matmul(self.remainder, columns), absolute], -1))
 
     def gradients(self, cotangents: Tensor, middle: Tensor) -> NearFieldGradients:
         """The gradients from [dN, dD, dT], (..., t, d_v + 2)."""
