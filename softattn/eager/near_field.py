@@ -96,8 +96,12 @@ class NearField:
 
     def in_runs(self, rows: Tensor) -> Tensor:
         """(..., t, columns) as (..., runs, run, columns), with zeros after the last token."""
+        if is_exported():
+            # At least one: whether the last run is short may not depend on a size.
+            lacking = self.run - self.number % self.run
+            return pad(rows, (0, 0, 0, lacking)).unflatten(-2, (-1, self.run))
         lacking = -self.number % self.run
-        if is_exported() or lacking:
+        if lacking:
             rows = pad(rows, (0, 0, 0, lacking))
         return rows.unflatten(-2, ((self.number + lacking) // self.run, self.run))
 
