@@ -11,6 +11,7 @@ from torch.nn.functional import normalize, pad
 
 from softattn.backends.backend import Backend
 from softattn.common.centering import median_token
+from softattn.common.compiler import is_exported
 from softattn.common.padding import inverse_permutation
 from softattn.common.precision import compute_dtype
 from softattn.common.products import matmul
@@ -47,12 +48,10 @@ def content_order(
     center = median_token(landmarks).to(dtype)
     landmarks = landmarks.to(dtype) - center
     direction = _main_direction(landmarks)
-    ranks = inverse_permutation((landmarks * direction).sum(-1).argsort(stable=True))
     # Padding has the label m, and the last rank.
-    cells = pad(ranks, (0, 1), value=landmarks.shape[-2]).gather(-1, nearest)
-    by_place = ((tokens.to(dtype) - center) * direction).sum(-1).argsort(stable=True)
-    by_cell = cells.gather(-1, by_place).argsort(stable=True)
-    return by_place.gather(-1, by_cell)
+    ranks = pad(_ranks((landmarks * direction).sum(-1)), (0, 1), value=landmarks.shape[-2])
+    places = _ranks(((tokens.to(dtype) - center) * direction).sum(-1))
+    return _ascending(ranks.gather(-1, nearest) * tokens.shape[-2] + places)
 
 
 def put_in_order(tokens: Tensor, order: Tensor) -> Tensor:
@@ -71,6 +70,16 @@ def padding_in_order(padding_mask: Tensor | None) -> Tensor | None:
         return None
     places = torch.arange(padding_mask.shape[-1], device=padding_mask.device)
     return places >= (~padding_mask).sum(-1, keepdim=True)
+
+
+def _ranks(places: Tensor) -> Tensor:
+    """The rank of each number among those of the last dimension."""
+    return inverse_permutation(_ascending(places))
+
+
+def _ascending(keys: Tensor) -> Tensor:
+    # ONNX has no stable sort.
+    return keys.argsort() if is_exported() else keys.argsort(stable=True)
 
 
 def _main_direction(landmarks: Tensor) -> Tensor:

@@ -169,4 +169,4 @@ def _against_sizes(query: Tensor, value: Tensor | None, landmarks: Tensor | None
 
 
 def _against_near_field(near_field: int) -> str | None:
-    return None if near_field == 1 else f"near_field={near_field}, and the kernels have none"
+    return None if near_field == 1 else f"near_field={near_field} has no kernel, only 1 has"

@@ -62,14 +62,15 @@ class NearField:
 
     def terms(self) -> Tensor:
         """[R V, R 1, |R| 1], (..., t, d_v + 2)."""
-        values = self.in_rows(matmul(self.remainder, self.columns[..., :-1]))
-        return torch.cat([values, self.sums()], -1)
+        return self._times(self.columns)
 
     def sums(self) -> Tensor:
         """[R 1, |R| 1], (..., t, 2)."""
-        both = torch.cat([self.remainder, self.remainder.abs()], -2)
-        sums = matmul(both, self.columns[..., -1:]).unflatten(-2, (2, -1))
-        return self.in_rows(torch.cat(sums.unbind(-3), -1))
+        return self._times(self.columns[..., -1:])
+
+    def _times(self, columns: Tensor) -> Tensor:
+        absolute = matmul(self.remainder.abs(), self.columns[..., -1:])
+        return self.in_rows(torch.cat([matmul(self.remainder, columns), absolute], -1))
 
     def gradients(self, cotangents: Tensor, middle: Tensor) -> NearFieldGradients:
         """The gradients from [dN, dD, dT], (..., t, d_v + 2)."""
@@ -95,8 +96,12 @@ class NearField:
 
     def in_runs(self, rows: Tensor) -> Tensor:
         """(..., t, columns) as (..., runs, run, columns), with zeros after the last token."""
+        if is_exported():
+            # At least one: whether the last run is short may not depend on a size.
+            lacking = self.run - self.number % self.run
+            return pad(rows, (0, 0, 0, lacking)).unflatten(-2, (-1, self.run))
         lacking = -self.number % self.run
-        if is_exported() or lacking:
+        if lacking:
             rows = pad(rows, (0, 0, 0, lacking))
         return rows.unflatten(-2, ((self.number + lacking) // self.run, self.run))
 

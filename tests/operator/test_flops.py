@@ -93,6 +93,21 @@ def test_eager_forward_and_the_inverse(crossed, normalization):
     assert flops(attend) == flops(plain) + flops(lambda: pinv(gram)) + absolute_terms
 
 
+def test_near_field():
+    query, _, value, landmarks = tensors(crossed=False)
+    run, runs = 4, 3
+
+    def attend(near_field):
+        softmax_free_attention(query, None, value, landmarks, near_field=near_field, impl="eager")
+
+    # The nearest landmarks, and the power iteration along their main direction.
+    order = product(N, D, M) + 4 * 2 * product(1, D, M)
+    # k(X, X) and P M Pᵀ within runs; R [V, 1] and |R| 1.
+    blocks = product(run, D, run) + product(run, M, run) + product(run, run, D_V + 2)
+    added = flops(lambda: attend(run)) - flops(lambda: attend(1))
+    assert added == order + runs * blocks
+
+
 @pytest.mark.parametrize("with_form", [False, True])
 def test_operator_of_the_compiled_eager_path_counts_what_it_runs(with_form):
     query, _, _, landmarks = tensors(crossed=False)

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from support.strategies import normal, problems, seeds
 from torch.autograd import gradcheck, gradgradcheck
 
-from softattn import AvgPoolLandmarks, attention_factors, reference, softmax_free_attention
+from softattn import (
+    AvgPoolLandmarks,
+    attention_factors,
+    explain_impl,
+    reference,
+    softmax_free_attention,
+)
 from softattn.backends.backend import EAGER
 from softattn.backends.content_order import content_order
 from softattn.common.padding import inverse_permutation
@@ -104,8 +110,7 @@ def inverse_that_is_wrong(gram):
     return 5 * torch.linalg.inv(gram + 0.1 * torch.eye(m)) @ normal(m, m, seed=5)
 
 
-@pytest.mark.parametrize("pinv", [None, inverse_that_is_wrong])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("pinv", "masked"), [(None, True), (inverse_that_is_wrong, False)])
 def test_gradcheck(pinv, masked):
     tokens, value, landmarks = (
         normal(2, 1, n, d, seed=seed).requires_grad_()
@@ -175,3 +180,11 @@ def test_where_there_is_no_near_field(options, error, message):
     options = {"key": None} | options
     with pytest.raises(error, match=message):
         softmax_free_attention(tokens, value=tokens, landmarks=tokens[:, :, :2], **options)
+
+
+def test_triton_has_no_near_field():
+    tokens = torch.randn(1, 1, 5, 3)
+    choice = explain_impl(tokens, tokens, tokens, "triton", near_field=4)
+    assert choice == ("eager", "near_field=4 has no kernel, only 1 has")
+    with pytest.raises(ValueError, match=r"near_field=4 has no kernel.* use impl='eager'"):
+        softmax_free_attention(tokens, None, tokens, tokens, near_field=4, impl="triton")
