@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.utils.model import freeze
 from torch import nn
 
 from examples.models.registry import MODELS, TWINS
 from examples.models.transformer import PyramidTransformer
+from examples.training import weights
 from examples.training.errors import InputError
 
 # With these options the cost is linear in the number of pixels, and the output of the attention
@@ -38,7 +37,9 @@ def split_name(name: str, heads: Iterable[str]) -> tuple[str, str]:
     )
 
 
-def options_of(backbone: str, published: bool, options: dict[str, Any] | None) -> dict[str, Any]:
+def attention_options(
+    backbone: str, published: bool, options: dict[str, Any] | None
+) -> dict[str, Any]:
     """Options of ``timm.create_model`` for a backbone.
 
     Args:
@@ -106,19 +107,16 @@ def load_classifier(model: nn.Module, path: Path) -> Loaded:
         InputError: the file cannot be read, or its weights are those of another backbone.
     """
     backbone = backbone_of(model)
+    state_dict = weights.read(path)
     try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
-    try:
-        kept, unused = backbone.load_state_dict(weights, strict=False)
+        kept, unused = backbone.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         _, mismatch, *others = str(error).splitlines()
         raise InputError(
             f"{path} does not fit the backbone: {mismatch.strip()}"
             + (f" There are {len(others)} more." if others else "")
         ) from error
-    taken = len(weights) - len(unused)
+    taken = len(state_dict) - len(unused)
     if not taken:
         raise InputError(f"{path} has no weights of the backbone; it has {', '.join(unused)}")
     return Loaded(taken, kept, unused)

@@ -9,6 +9,8 @@ import timm
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
@@ -16,11 +18,10 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-from examples.dense.backbone import freeze_stages, options_of, split_name
+from examples.dense.backbone import attention_options, freeze_stages, split_name
 
 Target = dict[str, Tensor]
 
-CHANNELS = 256  # of all levels of the pyramid
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 LEVELS = 5
 
@@ -30,14 +31,15 @@ class Pyramid(nn.Module):
 
     Args:
         features: a backbone of timm with ``features_only=True``.
+        channels: of the levels.
         extra: makes the levels after those of the backbone.
     """
 
-    def __init__(self, features: Any, extra: ExtraFPNBlock) -> None:
+    def __init__(self, features: Any, channels: int, extra: ExtraFPNBlock) -> None:
         super().__init__()
         self.features = features
-        self.fpn = FeaturePyramidNetwork(features.feature_info.channels(), CHANNELS, extra)
-        self.out_channels = CHANNELS
+        self.fpn = FeaturePyramidNetwork(features.feature_info.channels(), channels, extra)
+        self.out_channels = channels
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Images (batch, 3, height, width) to maps by level, from the largest to the smallest."""
@@ -55,6 +57,7 @@ class RetinaNet(detection.RetinaNet):  # type: ignore[misc]
     Args:
         features: a backbone with maps at strides 8, 16 and 32.
         num_classes: number of classes of objects.
+        channels: of the pyramid and the head.
         smallest_anchor: side of the smallest anchors in pixels; it doubles from level to level.
         options: of torchvision's class.
     """
@@ -63,13 +66,18 @@ class RetinaNet(detection.RetinaNet):  # type: ignore[misc]
     stages = (1, 2, 3)
 
     def __init__(
-        self, features: Any, num_classes: int, smallest_anchor: int, **options: Any
+        self,
+        features: Any,
+        num_classes: int,
+        channels: int,
+        smallest_anchor: int,
+        **options: Any,
     ) -> None:
         sides = [smallest_anchor * 2**level for level in range(LEVELS)]
         octaves = tuple(tuple(int(side * 2 ** (third / 3)) for third in range(3)) for side in sides)
-        extra = LastLevelP6P7(features.feature_info.channels()[-1], CHANNELS)
+        extra = LastLevelP6P7(features.feature_info.channels()[-1], channels)
         super().__init__(
-            Pyramid(features, extra),
+            Pyramid(features, channels, extra),
             num_classes,
             anchor_generator=AnchorGenerator(octaves, (ASPECT_RATIOS,) * LEVELS),
             **options,
@@ -100,6 +108,8 @@ class MaskRCNN(detection.MaskRCNN):  # type: ignore[misc]
     Args:
         features: a backbone with maps at strides 4, 8, 16 and 32.
         num_classes: number of classes of objects, without the background.
+        channels: of the pyramid and of the convolutions of the heads; the layers of the box head
+            have four times as many.
         smallest_anchor: side of the smallest anchors in pixels; it doubles from level to level.
         options: of torchvision's class.
     """
@@ -108,12 +118,25 @@ class MaskRCNN(detection.MaskRCNN):  # type: ignore[misc]
     stages = (0, 1, 2, 3)
 
     def __init__(
-        self, features: Any, num_classes: int, smallest_anchor: int, **options: Any
+        self,
+        features: Any,
+        num_classes: int,
+        channels: int,
+        smallest_anchor: int,
+        **options: Any,
     ) -> None:
         sides = tuple((smallest_anchor * 2**level,) for level in range(LEVELS))
+        hidden, labels = 4 * channels, num_classes + 1
+        # With 256 channels these are torchvision's defaults.
+        heads = {
+            "box_head": TwoMLPHead(channels * 7**2, hidden),
+            "box_predictor": FastRCNNPredictor(hidden, labels),
+            "mask_head": MaskRCNNHeads(channels, [channels] * 4, dilation=1),
+            "mask_predictor": MaskRCNNPredictor(channels, channels, labels),
+        }
         super().__init__(
-            Pyramid(features, LastLevelMaxPool()),
-            num_classes + 1,
+            Pyramid(features, channels, LastLevelMaxPool()),
+            **heads,
             rpn_anchor_generator=AnchorGenerator(sides, (ASPECT_RATIOS,) * LEVELS),
             **options,
         )
@@ -149,6 +172,7 @@ def create_model(
     published: bool = False,
     backbone_options: dict[str, Any] | None = None,
     frozen_stages: int = 0,
+    channels: int = 256,
     smallest_anchor: int = 32,
     **options: Any,
 ) -> Detector:
@@ -162,6 +186,7 @@ def create_model(
             and its cost for each token grow with the image. By default there are 49 landmarks.
         backbone_options: of ``timm.create_model``, such as ``{"drop_path_rate": 0.1}``.
         frozen_stages: number of stages of the backbone that training does not change.
+        channels: of the pyramid and the heads.
         smallest_anchor: side of the smallest anchors in pixels; it doubles from level to level.
         options: of torchvision's ``RetinaNet`` or ``MaskRCNN``, such as ``min_size=800``.
 
@@ -172,7 +197,8 @@ def create_model(
     head, backbone = split_name(name, HEADS)
     detector = HEADS[head]
     library_class: Any = detector.__base__
-    known = set(inspect.signature(library_class).parameters) - {"backbone", "kwargs"}
+    own = set(inspect.signature(detector).parameters)
+    known = set(inspect.signature(library_class).parameters) - own - {"backbone", "kwargs"}
     known |= {"size_divisible", "fixed_size"}  # of the transform that both pass the rest to
     if unknown := sorted(options.keys() - known):
         raise TypeError(
@@ -183,9 +209,9 @@ def create_model(
         backbone,
         features_only=True,
         out_indices=detector.stages,
-        **options_of(backbone, published, backbone_options),
+        **attention_options(backbone, published, backbone_options),
     )
-    model = detector(features, num_classes, smallest_anchor, **options)
+    model = detector(features, num_classes, channels, smallest_anchor, **options)
     freeze_stages(model, frozen_stages)
     return model
 

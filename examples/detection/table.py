@@ -24,7 +24,7 @@ PUBLISHED: dict[str, tuple[int, float, float | None]] = {
 def model_table() -> Table:
     """Parameters, counted here, beside the published number and the published precision."""
     table = Table(
-        title="SOFT detectors, 80 classes; parameters in millions, AP in per cent",
+        title="SOFT detectors, 80 classes; parameters in millions, AP of boxes and masks in %",
         caption="AP: COCO val2017, 12 epochs, as the authors publish it; none of it was "
         "measured here. default: with 49 mean landmarks.",
         title_justify="left",
@@ -36,8 +36,8 @@ def model_table() -> Table:
         "paper",
         "default",
         "twin",
-        "box AP",
-        "mask AP",
+        "boxes",
+        "masks",
     ):
         table.add_column(heading, justify="right")
     for name, (parameters, box_ap, mask_ap) in PUBLISHED.items():

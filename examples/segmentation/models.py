@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from examples.dense.backbone import backbone_of, freeze_stages, options_of, split_name
+from examples.dense.backbone import attention_options, backbone_of, freeze_stages, split_name
 from examples.models.registry import MODELS
 
 
@@ -138,7 +138,7 @@ def create_model(
     features: dict[str, Any] = {
         "backbone": backbone,
         "out_indices": [0, 1, 2, 3],
-        "options": options_of(backbone, published, backbone_options),
+        "options": attention_options(backbone, published, backbone_options),
     }
     options |= {"backbone_config": FeaturesConfig(**features), "num_labels": num_classes}
     model = UperNet(UperNetConfig(**options))

@@ -35,6 +35,7 @@ from examples.imagenet import (
 from examples.imagenet.recipe import Recipe
 from examples.models.registry import MODELS
 from examples.training.errors import InputError
+from examples.training.loading import Share
 from examples.training.state import Training
 
 CONFIGS = ROOT / "examples" / "imagenet" / "configs"
@@ -184,7 +185,7 @@ def test_every_validation_image_is_one_process_s(digits):
     folder = images.open_split(digits, "val")
     preparation = {"input_size": (3, 32, 32)}
     shares = [
-        loading.evaluation_batches(folder, preparation, 5, loading.Share(process, 3))
+        loading.evaluation_batches(folder, preparation, 5, Share(process, 3))
         for process in range(3)
     ]
     scored = [
