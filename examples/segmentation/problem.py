@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.scheduler import PolyLRScheduler
 from torch import Tensor, nn
@@ -163,9 +164,7 @@ class Overlap:
     """
 
     def __init__(self, classes: int) -> None:
-        self.metric = MulticlassJaccardIndex(
-            classes, ignore_index=IGNORED, sync_on_compute=False
-        )
+        self.metric = MulticlassJaccardIndex(classes, ignore_index=IGNORED, sync_on_compute=False)
 
     def update(self, found: Truth, truth: Truth) -> None:
         """Adds an image."""
