@@ -4,7 +4,8 @@ The 1,797 digits and the two photographs, a temple and a flower, come with sciki
 of the digits and the right third of each photograph are for validation only.
 """
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,6 @@ import numpy as np
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
-
-from examples.training.errors import InputError
 
 HEIGHT, WIDTH = 160, 224
 SMALLEST, LARGEST = 28, 72  # sides of a digit, in pixels
@@ -83,10 +82,23 @@ def scenes(split: str, count: int) -> Iterator[Scene]:
         yield Scene(image.round().astype(np.uint8), ground, digits, np.stack(masks))
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raises an InputError if a folder to write exists."""
-    if folder.exists():
-        raise InputError(f"{folder} exists already; remove it or give another folder")
+def main(description: str, write: Callable[[Path, dict[str, int]], None]) -> None:
+    """The command that writes scenes of both splits in the layout of a data set.
+
+    Args:
+        description: what the command does.
+        write: gets a folder, which does not exist, and the number of scenes of each split.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    for split, count in COUNTS.items():
+        parser.add_argument(f"--{split}", type=int, default=count, help="number of images")
+    arguments = parser.parse_args()
+    if arguments.folder.exists():
+        parser.exit(1, f"{arguments.folder} exists already; remove it or give another folder\n")
+    write(arguments.folder, {split: getattr(arguments, split) for split in COUNTS})
 
 
 def _sides(rng: np.random.Generator) -> np.ndarray:

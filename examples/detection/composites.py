@@ -4,7 +4,6 @@
 classes, and crops/, folders of single digits on which a backbone can learn to classify.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,20 @@ from faster_coco_eval.core import mask as runs
 from PIL import Image
 from rich.progress import track
 
-from examples.dense.scenes import COUNTS, refuse_existing, scenes
-from examples.training.errors import InputError
+from examples.dense.scenes import main, scenes
 
 CROP = 64  # side of a crop, in pixels
 
 
-def write(folder: Path, counts: dict[str, int] | None = None) -> None:
+def write(folder: Path, counts: dict[str, int]) -> None:
     """Writes images, instances and crops of both splits, always the same.
 
     Args:
         folder: to write; it must not exist.
         counts: number of images in "train" and "val".
-
-    Raises:
-        InputError: ``folder`` exists.
     """
-    refuse_existing(folder)
     (folder / "annotations").mkdir(parents=True)
-    for split, count in (counts or COUNTS).items():
+    for split, count in counts.items():
         (folder / split).mkdir()
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -83,18 +77,5 @@ def _inside(
     return max(0, left), max(0, top), min(picture.width, right), min(picture.height, bottom)
 
 
-def main() -> None:
-    """Writes the pictures, or prints what is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    try:
-        write(arguments.folder)
-    except InputError as error:
-        parser.exit(1, f"error: {error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__ or "", write)

@@ -4,32 +4,26 @@
 classes: the two photographs and the ink of the digits. See ``dense.scenes``.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from examples.dense.scenes import COUNTS, GROUNDS, refuse_existing, scenes
+from examples.dense.scenes import GROUNDS, main, scenes
 from examples.segmentation.ade import SPLITS
-from examples.training.errors import InputError
 
 CLASSES = [*GROUNDS, "ink"]
 
 
-def write(folder: Path, counts: dict[str, int] | None = None) -> None:
+def write(folder: Path, counts: dict[str, int]) -> None:
     """Writes images and maps of both splits, always the same.
 
     Args:
         folder: to write; it must not exist.
         counts: number of images in "train" and "val".
-
-    Raises:
-        InputError: ``folder`` exists.
     """
-    refuse_existing(folder)
-    for split, count in (counts or COUNTS).items():
+    for split, count in counts.items():
         images, maps = (folder / part / SPLITS[split] for part in ("images", "annotations"))
         images.mkdir(parents=True)
         maps.mkdir(parents=True)
@@ -41,18 +35,5 @@ def write(folder: Path, counts: dict[str, int] | None = None) -> None:
     (folder / f"objectInfo{len(CLASSES)}.txt").write_text("\n".join(rows) + "\n")
 
 
-def main() -> None:
-    """Writes the pictures, or prints what is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    try:
-        write(arguments.folder)
-    except InputError as error:
-        parser.exit(1, f"error: {error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__ or "", write)
