@@ -27,12 +27,12 @@ class Description:
     preparation: dict[str, Any]
 
 
-def save(path: Path, problem: Problem, description: Description, model: nn.Module) -> None:
+def save(path: Path, problem: Problem[Any], description: Description, model: nn.Module) -> None:
     """Writes the weights of a model, whole or not at all."""
     weights.save(path, problem.room, asdict(description), model.state_dict())
 
 
-def load(path: Path, problem: Problem) -> tuple[Description, nn.Module]:
+def load(path: Path, problem: Problem[Any]) -> tuple[Description, nn.Module]:
     """The model in a file of ``save``.
 
     Raises:

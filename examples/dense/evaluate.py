@@ -23,7 +23,7 @@ SHOWN = 4
 
 @torch.inference_mode()
 def evaluate(
-    problem: Problem,
+    problem: Problem[Any],
     model: nn.Module,
     batches: DataLoader[Sample],
     classes: Sequence[str],

@@ -30,7 +30,7 @@ Batch = tuple[list[Tensor], list[samples.Truth]]
 
 
 def fit(
-    problem: Problem,
+    problem: Problem[Any],
     recipe: Recipe,
     data: Data,
     settings: Settings,
@@ -66,7 +66,7 @@ def fit(
 
 
 def start(
-    problem: Problem,
+    problem: Problem[Any],
     recipe: Recipe,
     data: Data,
     updates_per_epoch: int,
@@ -113,7 +113,7 @@ class _DenseTask:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: Problem[Any],
         recipe: Recipe,
         data: Data,
         training: Training,
@@ -167,7 +167,7 @@ class _DenseTask:
         checkpoint.save(path, self.problem, self.description, self.training.evaluated)
 
 
-def _loss(problem: Problem, model: nn.Module, network: nn.Module, batch: Batch) -> Tensor:
+def _loss(problem: Problem[Any], model: nn.Module, network: nn.Module, batch: Batch) -> Tensor:
     device = next(model.parameters()).device
     images = [image.to(device, non_blocking=True) for image in batch[0]]
     return problem.loss(network, model, images, [on(truth, device) for truth in batch[1]])

@@ -1,6 +1,7 @@
 """The command that draws what a trained model finds in any picture."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -24,7 +25,7 @@ def predict_parser(room: str, description: str) -> ArgumentParser:
     return parser
 
 
-def predict(problem: Problem, images: list[Path], weights: Path, out: Path | None) -> None:
+def predict(problem: Problem[Any], images: list[Path], weights: Path, out: Path | None) -> None:
     """Writes each picture again, with what a model finds in it.
 
     Args:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
@@ -40,7 +40,10 @@ class Meter(Protocol):
         """Scores over the images of all processes, by name."""
 
 
-class Problem(ABC):
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
+class Problem(ABC, Generic[RecipeT]):
     """Detection or segmentation.
 
     room: of the examples, such as "detection".
@@ -50,7 +53,7 @@ class Problem(ABC):
     """
 
     room: str
-    recipe: type[Recipe]
+    recipe: type[RecipeT]
     score: str
     panels: Sequence[Panel]
 
@@ -68,24 +71,24 @@ class Problem(ABC):
         """
 
     @abstractmethod
-    def create(self, name: str, **options: Any) -> nn.Module:
+    def create(self, name: str, **options: Any) -> Any:
         """A model by name, with the options of its ``create_model``."""
 
     @abstractmethod
-    def preparation(self, recipe: Recipe) -> dict[str, Any]:
+    def preparation(self, recipe: RecipeT) -> dict[str, Any]:
         """What ``predict`` needs to know about images beside the model."""
 
     @abstractmethod
-    def schedule(self, recipe: Recipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
+    def schedule(self, recipe: RecipeT, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
         """The learning rate by updates."""
 
     @abstractmethod
-    def augment(self, recipe: Recipe, image: Tensor, truth: Truth) -> tuple[Tensor, Truth]:
+    def augment(self, recipe: RecipeT, image: Tensor, truth: Truth) -> tuple[Tensor, Truth]:
         """A random variant of a sample, as the model takes it in training."""
 
     @abstractmethod
     def loss(
-        self, network: nn.Module, model: nn.Module, images: list[Tensor], truths: list[Truth]
+        self, network: nn.Module, model: Any, images: list[Tensor], truths: list[Truth]
     ) -> Tensor:
         """The mean loss over a batch.
 
@@ -97,11 +100,11 @@ class Problem(ABC):
         """
 
     @abstractmethod
-    def predict(self, model: nn.Module, image: Tensor, preparation: dict[str, Any]) -> Truth:
+    def predict(self, model: Any, image: Tensor, preparation: dict[str, Any]) -> Truth:
         """What a model in evaluation finds in an image (3, height, width) from 0 to 1."""
 
     @abstractmethod
-    def meter(self, model: nn.Module, classes: int) -> Meter:
+    def meter(self, model: Any, classes: int) -> Meter:
         """Scores of the model, without images so far."""
 
     @abstractmethod

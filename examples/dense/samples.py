@@ -1,6 +1,7 @@
 """Images with their truth, read in an order that depends only on the seed and the epoch."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -154,19 +155,16 @@ def evaluation_batches(split: Split, share: Share) -> DataLoader[Sample]:
     return load(Subset(samples, own), share, collate, batch_size=1)
 
 
-def read_image(path: Path, mode: str = "RGB") -> Tensor:
-    """An image as a tensor (channels, height, width) of uint8.
-
-    Args:
-        path: of the image.
-        mode: of Pillow: "RGB", or "L" for a map of labels.
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image; an error in the block means that the file is broken.
 
     Raises:
-        UnreadableFile: the file is missing, truncated or no image.
+        UnreadableFile: the file is missing, truncated, no image, or not what the block expects.
     """
     try:
         with Image.open(path) as image:
-            return F.pil_to_tensor(image if image.mode == mode == "L" else image.convert(mode))
+            yield image
     except MemoryError:
         raise
     # Pillow's error for a truncated file, another file or a bomb depends on the format.
@@ -174,14 +172,21 @@ def read_image(path: Path, mode: str = "RGB") -> Tensor:
         raise UnreadableFile(f"{path}: {error}") from error
 
 
+def read_image(path: Path) -> Tensor:
+    """An image (3, height, width) of uint8.
+
+    Raises:
+        UnreadableFile: as in ``opened``.
+    """
+    with opened(path) as image:
+        return F.pil_to_tensor(image.convert("RGB"))
+
+
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width of an image, from the head of its file.
 
     Raises:
-        UnreadableFile: the file is missing or no image.
+        UnreadableFile: as in ``opened``.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise UnreadableFile(f"{path}: {error}") from error
+    with opened(path) as image:
+        return image.height, image.width

@@ -17,7 +17,7 @@ from examples.training.loop import Settings
 from examples.training.screen import Screen
 
 
-def main(problem: Problem, description: str, arguments: list[str] | None = None) -> None:
+def main(problem: Problem[Any], description: str, arguments: list[str] | None = None) -> None:
     """Trains or evaluates as the command line says, or prints what is wrong with it."""
     parser = training_parser(problem.room, description, problem.recipe)
     parser.add_argument(
@@ -32,11 +32,15 @@ def main(problem: Problem, description: str, arguments: list[str] | None = None)
         command(problem, options, accelerator, screen)
 
 
-def _train(problem: Problem, options: Namespace, accelerator: Accelerator, screen: Screen) -> None:
+def _train(
+    problem: Problem[Any], options: Namespace, accelerator: Accelerator, screen: Screen
+) -> None:
     recipe = problem.recipe(**options_of(problem.recipe, options))
     options.out = options.out or Path("out") / problem.room / recipe.model
     settings = Settings(**options_of(Settings, options))
     data = problem.open(options.data, recipe.model, screen)
+    if screen.unreadable:
+        screen.print(f"{screen.unreadable} broken images or objects are skipped")
     processes = accelerator.num_processes
     screen.print(
         f"{recipe.model} on {len(data.train)} images of {len(data.classes)} classes in "
@@ -52,7 +56,7 @@ def _train(problem: Problem, options: Namespace, accelerator: Accelerator, scree
 
 
 def _evaluate(
-    problem: Problem, options: Namespace, accelerator: Accelerator, screen: Screen
+    problem: Problem[Any], options: Namespace, accelerator: Accelerator, screen: Screen
 ) -> None:
     if options.checkpoint is None:
         raise InputError("--eval needs --checkpoint FILE")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
+from matplotlib.font_manager import findfont
 from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +21,7 @@ from examples.dense.problem import Data, Problem
 from examples.dense.recipe import Recipe
 from examples.dense.samples import Truth
 from examples.detection.coco import open_data
-from examples.detection.models import Detector, MaskRCNN, create_model
+from examples.detection.models import MaskRCNN, create_model
 from examples.training.history import Panel
 from examples.training.screen import Screen
 
@@ -40,11 +41,11 @@ class DetectionRecipe(Recipe):
     steps: tuple[int, ...] = (8, 11)
 
 
-class Detection(Problem):
+class Detection(Problem[DetectionRecipe]):
     """RetinaNet and Mask R-CNN.
 
     Args:
-        score: of the objects that pictures show.
+        shown_score: lowest score of the objects that pictures show.
     """
 
     room = "detection"
@@ -62,19 +63,18 @@ class Detection(Problem):
         """The layout of COCO; see ``coco.open_data``."""
         return open_data(folder, model.startswith("mask_rcnn"), screen)
 
-    def create(self, name: str, **options: Any) -> nn.Module:
+    def create(self, name: str, **options: Any) -> Any:
         """See ``models.create_model``."""
         return create_model(name, **options)
 
-    def preparation(self, recipe: Recipe) -> dict[str, Any]:
+    def preparation(self, recipe: DetectionRecipe) -> dict[str, Any]:
         """None: torchvision's detectors prepare images themselves."""
         return {}
 
     def schedule(
-        self, recipe: Recipe, optimizer: Optimizer, updates_per_epoch: int
+        self, recipe: DetectionRecipe, optimizer: Optimizer, updates_per_epoch: int
     ) -> MultiStepLRScheduler:
         """A warm-up, then steps by a factor of 10."""
-        assert isinstance(recipe, DetectionRecipe)
         return MultiStepLRScheduler(
             optimizer,
             # The scheduler looks one update ahead.
@@ -86,7 +86,7 @@ class Detection(Problem):
             t_in_epochs=False,
         )
 
-    def augment(self, recipe: Recipe, image: Tensor, truth: Truth) -> tuple[Tensor, Truth]:
+    def augment(self, recipe: DetectionRecipe, image: Tensor, truth: Truth) -> tuple[Tensor, Truth]:
         """Flips at random; leaves crowds out. The detector resizes."""
         single = truth["iscrowd"] == 0
         kept = {name: tv_tensors.wrap(value[single], like=value) for name, value in truth.items()}
@@ -96,24 +96,22 @@ class Detection(Problem):
         return augmented
 
     def loss(
-        self, network: nn.Module, model: nn.Module, images: list[Tensor], truths: list[Truth]
+        self, network: nn.Module, model: Any, images: list[Tensor], truths: list[Truth]
     ) -> Tensor:
         """The sum of torchvision's losses."""
-        assert isinstance(model, Detector)
         targets = [{**truth, "labels": truth["labels"] + model.first_label} for truth in truths]
         losses: dict[str, Tensor] = network(images, targets)
         return torch.stack(list(losses.values())).sum()
 
-    def predict(self, model: nn.Module, image: Tensor, preparation: dict[str, Any]) -> Truth:
+    def predict(self, model: Any, image: Tensor, preparation: dict[str, Any]) -> Truth:
         """Boxes, labels from 0, scores and perhaps masks, from the best score to the worst."""
-        assert isinstance(model, Detector)
         (found,) = model([image])
         found["labels"] = found["labels"] - model.first_label
         if "masks" in found:
             found["masks"] = (found["masks"][:, 0] > MASK_THRESHOLD).to(torch.uint8)
         return found
 
-    def meter(self, model: nn.Module, classes: int) -> "Precision":
+    def meter(self, model: Any, classes: int) -> "Precision":
         """COCO's average precision."""
         return Precision(isinstance(model, MaskRCNN))
 
@@ -133,7 +131,18 @@ class Detection(Problem):
         if "masks" in found:
             masks = found["masks"][shown].bool()
             image = draw_segmentation_masks(image, masks, alpha=0.5, colors=chosen)
-        return draw_bounding_boxes(image, found["boxes"][shown], texts, colors=chosen)
+        return draw_bounding_boxes(
+            image,
+            found["boxes"][shown],
+            texts,
+            colors=chosen,
+            width=1 + image.shape[1] // 400,
+            font=findfont("DejaVu Sans"),
+            font_size=10 + image.shape[1] // 100,
+            label_colors="black",
+            label_background_colors=chosen,
+            fill_labels=True,
+        )
 
 
 class Precision:

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
 from examples.dense.problem import Data
-from examples.dense.samples import Truth, read_image, size_of
+from examples.dense.samples import Truth, opened, read_image, size_of
 from examples.training.errors import InputError, UnreadableFile
 from examples.training.screen import Screen
 
@@ -61,7 +62,7 @@ class AdeSplit:
         """
         image = read_image(self.images[index])
         path = self._map(index)
-        numbers = read_image(path, "L")[0]
+        numbers = _read_map(path)
         if numbers.shape != image.shape[1:]:
             raise UnreadableFile(_other_size(path, tuple(numbers.shape), tuple(image.shape[1:])))
         if int(numbers.max()) > self.classes:
@@ -138,6 +139,15 @@ def _classes(folder: Path) -> list[str]:
             f"{found[0]} must number its classes 1, 2 and so on, up to 254; got {sorted(names)}"
         )
     return [names[number] for number in sorted(names)]
+
+
+def _read_map(path: Path) -> Tensor:
+    """Labels (height, width) of uint8."""
+    with opened(path) as image:
+        # The numbers of a palette are labels too, and their colours are not.
+        if image.mode not in ("L", "P"):
+            raise ValueError(f"labels must be numbers of 8 bits, got an image of mode {image.mode}")
+        return F.pil_to_tensor(image)[0]
 
 
 def _other_size(path: Path, size: tuple[int, ...], expected: tuple[int, ...]) -> str:

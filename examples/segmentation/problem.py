@@ -58,7 +58,7 @@ class SegmentationRecipe(Recipe):
         self.require("batch_size", lambda value: value >= 2, "at least 2")
 
 
-class Segmentation(Problem):
+class Segmentation(Problem[SegmentationRecipe]):
     """UperNet."""
 
     room = "segmentation"
@@ -77,17 +77,16 @@ class Segmentation(Problem):
         """The layout of ADE20K; see ``ade.open_data``."""
         return open_data(folder, screen)
 
-    def create(self, name: str, **options: Any) -> nn.Module:
+    def create(self, name: str, **options: Any) -> Any:
         """See ``models.create_model``."""
         return create_model(name, **options)
 
-    def preparation(self, recipe: Recipe) -> dict[str, Any]:
+    def preparation(self, recipe: SegmentationRecipe) -> dict[str, Any]:
         """The shorter side of an image."""
-        assert isinstance(recipe, SegmentationRecipe)
         return {"image_size": recipe.image_size}
 
     def schedule(
-        self, recipe: Recipe, optimizer: Optimizer, updates_per_epoch: int
+        self, recipe: SegmentationRecipe, optimizer: Optimizer, updates_per_epoch: int
     ) -> PolyLRScheduler:
         """A warm-up, then a straight line to 0."""
         return PolyLRScheduler(
@@ -99,9 +98,10 @@ class Segmentation(Problem):
             t_in_epochs=False,
         )
 
-    def augment(self, recipe: Recipe, image: Tensor, truth: Truth) -> tuple[Tensor, Truth]:
+    def augment(
+        self, recipe: SegmentationRecipe, image: Tensor, truth: Truth
+    ) -> tuple[Tensor, Truth]:
         """Resizes, cuts, flips and colours at random, and normalises."""
-        assert isinstance(recipe, SegmentationRecipe)
         sides = [round(factor * recipe.image_size) for factor in recipe.scale]
         cut = v2.Compose(
             [
@@ -130,14 +130,14 @@ class Segmentation(Problem):
         return augmented
 
     def loss(
-        self, network: nn.Module, model: nn.Module, images: list[Tensor], truths: list[Truth]
+        self, network: nn.Module, model: Any, images: list[Tensor], truths: list[Truth]
     ) -> Tensor:
         """The cross-entropy of the head and, at 0.4 of its weight, of the auxiliary head."""
         labels = torch.stack([truth["labels"] for truth in truths]).long()
         loss: Tensor = network(torch.stack(images), labels).loss
         return loss
 
-    def predict(self, model: nn.Module, image: Tensor, preparation: dict[str, Any]) -> Truth:
+    def predict(self, model: Any, image: Tensor, preparation: dict[str, Any]) -> Truth:
         """The class of each pixel."""
         height, width = image.shape[1:]
         side = preparation["image_size"]
@@ -146,7 +146,7 @@ class Segmentation(Problem):
         logits = interpolate(logits, (height, width), mode="bilinear", align_corners=False)
         return {"labels": logits[0].argmax(0).to(torch.uint8)}
 
-    def meter(self, model: nn.Module, classes: int) -> "Overlap":
+    def meter(self, model: Any, classes: int) -> "Overlap":
         """Mean intersection over union, and the share of right pixels."""
         return Overlap(classes)
 
