@@ -1,5 +1,6 @@
 """Segmenters by name: ``create_model("upernet_soft_norm_small")``, and so on."""
 
+import inspect
 from dataclasses import field
 from typing import Any
 
@@ -129,7 +130,7 @@ def create_model(
     """
     _, backbone = split_name(name, ["upernet"])
     # The config would store a misspelt option as an attribute that nothing reads.
-    known = UperNetConfig.__dataclass_fields__
+    known = inspect.signature(UperNetConfig).parameters
     if unknown := sorted(options.keys() - known):
         raise TypeError(
             f"{', '.join(unknown)}: no option of create_model or of transformers' UperNetConfig, "
