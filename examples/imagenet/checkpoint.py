@@ -1,20 +1,17 @@
 """The weights of a classifier in a safetensors file that names its model."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from examples.training.atomic import replacing
+from examples.training import weights
 from examples.training.errors import InputError
 
-_KEY = "classifier"
+_KIND = "classifier"
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,7 @@ class Classifier:
 
 def save(path: Path, classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
     """Writes the ``state_dict`` of a classifier, whole or not at all."""
-    weights = {name: value.contiguous() for name, value in state_dict.items()}
-    with replacing(path) as partial:
-        save_file(weights, partial, metadata={_KEY: json.dumps(asdict(classifier))})
+    weights.save(path, _KIND, asdict(classifier), state_dict)
 
 
 def describe(path: Path) -> Classifier:
@@ -47,17 +42,13 @@ def describe(path: Path) -> Classifier:
     Raises:
         InputError: the file does not name a model, or is not a safetensors file.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
-    if text is None:
+    description = weights.describe(path, _KIND)
+    if description is None:
         raise InputError(
             f"{path} does not name its model; examples.imagenet.convert and "
             "examples.imagenet.train write files that name it"
         )
-    return Classifier(**json.loads(text))
+    return Classifier(**description)
 
 
 def load(path: Path, **options: Any) -> nn.Module:
@@ -73,5 +64,5 @@ def load(path: Path, **options: Any) -> nn.Module:
     """
     classifier = describe(path)
     model = timm.create_model(classifier.name, **{**classifier.options, **options})
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(weights.read(path))
     return model

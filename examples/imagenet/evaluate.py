@@ -27,6 +27,7 @@ from examples.imagenet.checkpoint import Classifier, describe, load
 from examples.imagenet.images import NO_LABEL, Sample, open_split
 from examples.training.command import Precision, accelerated
 from examples.training.errors import InputError
+from examples.training.loading import Share
 from examples.training.screen import Screen
 
 
@@ -127,7 +128,7 @@ def evaluate(
         preparation = classifier.preparation or resolve_model_data_config(model)
         folder = open_split(data, "val")
         _check_classes(folder.classes, classifier, model.num_classes)
-        share = loading.Share.of(accelerator, workers)
+        share = Share.of(accelerator, workers)
         batches = loading.evaluation_batches(folder, preparation, batch_size, share)
         scores = score(model, batches, model.num_classes, accelerator, screen)
         screen.print(

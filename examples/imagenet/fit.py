@@ -20,6 +20,7 @@ from examples.imagenet.loss import Batch, ClassificationLoss
 from examples.imagenet.recipe import Recipe
 from examples.training.errors import InputError
 from examples.training.history import Epoch, History, Panel
+from examples.training.loading import Share
 from examples.training.loop import Loop, Settings
 from examples.training.randomness import seed_all
 from examples.training.screen import Screen
@@ -53,7 +54,7 @@ def fit(
     preparation = resolve_model_data_config(model, {"img_size": recipe.image_size})
     classifier = checkpoint.Classifier(recipe.model, options, preparation, folders.classes)
 
-    share = loading.Share.of(accelerator, settings.workers)
+    share = Share.of(accelerator, settings.workers)
     updates = loading.updates_per_epoch(len(folders.train), recipe, share)
     _warn_of_long_average(recipe, updates, screen)
     num_classes = len(folders.classes)
@@ -132,7 +133,7 @@ class _Classification:
         classifier: checkpoint.Classifier,
         folders: ImageFolders,
         training: Training,
-        share: loading.Share,
+        share: Share,
         screen: Screen,
     ) -> None:
         self.recipe = recipe

@@ -1,42 +1,18 @@
 """Batches of images from folders, prepared by timm's transforms."""
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from timm.data import create_transform
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
 from examples.imagenet.images import EvaluationImages, Sample, TrainingImages, Transform, collate
 from examples.imagenet.recipe import Recipe
 from examples.training.errors import InputError
-from examples.training.interruption import leave_interruption_to_parent
+from examples.training.loading import Share, load
 from examples.training.randomness import seed_all
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of the work that one process does.
-
-    process: index of the process.
-    processes: number of processes.
-    workers: number of its own processes that read images.
-    pin_memory: whether batches will be copied to a GPU.
-    """
-
-    process: int = 0
-    processes: int = 1
-    workers: int = 0
-    pin_memory: bool = False
-
-    @classmethod
-    def of(cls, accelerator: Accelerator, workers: int) -> Self:
-        """The share of this process."""
-        on_gpu = accelerator.device.type == "cuda"
-        return cls(accelerator.process_index, accelerator.num_processes, workers, on_gpu)
 
 
 def training_transform(recipe: Recipe, preparation: dict[str, Any]) -> Transform:
@@ -103,7 +79,7 @@ def training_batches(
     batches = BatchSampler(order, recipe.batch_size, drop_last=True)
     own = BatchSamplerShard(batches, share.processes, share.process)
     rest = SkipBatchSampler(own, first_update * recipe.accumulate)
-    return _load(images, share, batch_sampler=rest)
+    return load(images, share, collate, batch_sampler=rest)
 
 
 def evaluation_batches(
@@ -112,15 +88,4 @@ def evaluation_batches(
     """The batches of one process; each image belongs to one process."""
     images = EvaluationImages(folder, evaluation_transform(preparation))
     own = range(share.process, len(images), share.processes)
-    return _load(Subset(images, own), share, batch_size=batch_size)
-
-
-def _load(images: Dataset[Sample], share: Share, **batches: Any) -> DataLoader[Sample]:
-    return DataLoader(
-        images,
-        **batches,
-        num_workers=share.workers,
-        pin_memory=share.pin_memory,
-        collate_fn=collate,
-        worker_init_fn=leave_interruption_to_parent,
-    )
+    return load(Subset(images, own), share, collate, batch_size=batch_size)

@@ -10,6 +10,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from examples.models.features import FeatureMaps
 from examples.models.transformer import PyramidTransformer, SoftmaxFreeTransformer
 from examples.models.twins import SoftmaxTwin
 
@@ -51,7 +52,7 @@ def _register(name: str) -> None:
     family, _, size = name.rpartition("_")
 
     def create(pretrained: bool = False, **options: Any) -> PyramidTransformer:
-        features: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+        features: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": FeatureMaps}
         if options.get("features_only"):
             features |= {key: options.pop(key) for key in ("norm", "output_fmt") if key in options}
         return build_model_with_cfg(

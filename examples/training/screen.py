@@ -26,9 +26,12 @@ class Screen:
     Args:
         shown: whether this is the first process.
         skip_unreadable: whether to skip files that cannot be read, instead of raising.
+        option: of the command that sets ``skip_unreadable``, for the message.
     """
 
-    def __init__(self, shown: bool, skip_unreadable: bool) -> None:
+    def __init__(
+        self, shown: bool, skip_unreadable: bool, option: str = "--skip_unreadable"
+    ) -> None:
         self._shown = shown
         self._console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
@@ -44,6 +47,7 @@ class Screen:
             disable=not (shown and self._console.is_terminal),
         )
         self._skip_unreadable = skip_unreadable
+        self._option = option
         self.unreadable = 0
 
     def print(self, line: str) -> None:
@@ -73,7 +77,7 @@ class Screen:
             UnreadableFile: such files are not to be skipped.
         """
         if messages and not self._skip_unreadable:
-            raise UnreadableFile(f"{messages[0]}; --skip_unreadable skips such files")
+            raise UnreadableFile(f"{messages[0]}; {self._option} skips such files")
         self.unreadable += len(messages)
         for message in messages:
             self._console.print(f"skipped {message}", markup=False)

@@ -2,6 +2,15 @@
 
 import sys
 
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from support.paths import ROOT
 
 sys.path.append(str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

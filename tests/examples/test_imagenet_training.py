@@ -1,6 +1,5 @@
 """Training on real images: resumable to the bit, the same on two processes, clear when wrong."""
 
-import csv
 import math
 import os
 import re
@@ -16,10 +15,9 @@ import timm
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
-from safetensors.torch import load_file
 from support.paths import ROOT
+from support.runs import arguments, assert_equal_weights, interrupt_after, launch, metrics
 
 # Examples are no part of the installation; what is installed goes before what lies here.
 from examples.imagenet import (
@@ -35,6 +33,7 @@ from examples.imagenet import (
 from examples.imagenet.recipe import Recipe
 from examples.models.registry import MODELS
 from examples.training.errors import InputError
+from examples.training.loading import Share
 from examples.training.state import Training
 
 CONFIGS = ROOT / "examples" / "imagenet" / "configs"
@@ -70,13 +69,6 @@ SHORT = {
 PLAIN = {"mixup": 0, "cutmix": 0, "drop_path": 0}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """Handwritten digits: 4 classes of 16 for training and 6 for validation."""
@@ -98,12 +90,6 @@ def own_digits(digits, tmp_path) -> Path:
     return Path(shutil.copytree(digits, tmp_path / "digits"))
 
 
-def arguments(data: Path, out: Path, recipe: dict, *options: str) -> list[str]:
-    config = out.parent / f"{out.name}.yaml"
-    config.write_text(yaml.safe_dump(recipe))
-    return [*("--data", str(data), "--config", str(config), "--out", str(out)), *options]
-
-
 def run(data: Path, out: Path, recipe: dict, *options: str) -> None:
     train.main(arguments(data, out, recipe, "--workers", "0", *options))
 
@@ -113,23 +99,6 @@ def failure(capsys, *given) -> str:
         run(*given)
     assert error.value.code not in (0, None)
     return f"{error.value.code} {capsys.readouterr().err}"
-
-
-def metrics(out: Path) -> list[dict[str, str]]:
-    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
-    return [{key: row[key] for key in row if key != "images_per_second"} for row in rows]
-
-
-def interrupt_after(updates: int, monkeypatch) -> None:
-    """Sends this process a signal in the middle of an update."""
-    update = Training.update
-
-    def interrupted(self, batches):
-        if self.updates == updates:
-            os.kill(os.getpid(), signal.SIGINT)
-        update(self, batches)
-
-    monkeypatch.setattr(Training, "update", interrupted)
 
 
 @pytest.mark.parametrize("update", [1, 2, 3, 5])
@@ -149,12 +118,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         assert_equal_weights(
             tmp_path / "run" / f"{name}.safetensors", uninterrupted / f"{name}.safetensors"
         )
-
-
-def assert_equal_weights(one: Path, other: Path) -> None:
-    first, second = load_file(one), load_file(other)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="session")
@@ -184,7 +147,7 @@ def test_every_validation_image_is_one_process_s(digits):
     folder = images.open_split(digits, "val")
     preparation = {"input_size": (3, 32, 32)}
     shares = [
-        loading.evaluation_batches(folder, preparation, 5, loading.Share(process, 3))
+        loading.evaluation_batches(folder, preparation, 5, Share(process, 3))
         for process in range(3)
     ]
     scored = [
@@ -260,25 +223,13 @@ def test_gradients_are_clipped():
     assert steps[1] < 1e-6
 
 
-def launch(*options: str) -> subprocess.Popen:
-    """Two processes under torchrun."""
-    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
-    return subprocess.Popen(
-        [*launcher.split(), "-m", "examples.imagenet.train", *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def test_two_processes_are_stopped_and_go_on_to_the_same_bits(digits, tmp_path):
     recipe = SOFT | SHORT | {"epochs": 12, "batch_size": 8}
 
     def start(name: str) -> subprocess.Popen:
-        return launch(*arguments(digits, tmp_path / name, recipe, "--workers", "0"))
+        return launch(
+            "examples.imagenet.train", *arguments(digits, tmp_path / name, recipe, "--workers", "0")
+        )
 
     whole = start("whole")
     assert whole.wait() == 0, whole.stdout.read()
@@ -304,7 +255,7 @@ def test_accumulation_and_processes_share_out_the_same_batch(digits, tmp_path):
     run(digits, tmp_path / "whole", recipe)
     run(digits, tmp_path / "parts", recipe | {"batch_size": 8, "accumulate": 2})
     shared = arguments(digits, tmp_path / "shared", recipe | {"batch_size": 8}, "--workers", "0")
-    launched = launch(*shared)
+    launched = launch("examples.imagenet.train", *shared)
     said, _ = launched.communicate()
     assert launched.returncode == 0, said
     whole = metrics(tmp_path / "whole")

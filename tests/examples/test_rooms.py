@@ -11,9 +11,12 @@ ALLOWED: dict[str, set[str]] = {
     "card": set(),
     "models": set(),
     "training": set(),
+    "dense": {"card", "models", "training"},
+    "detection": {"dense", "training"},
     "distil": {"training"},
     "imagenet": {"card", "models", "training"},
     "quickstart": {"card"},
+    "segmentation": {"dense", "models", "training"},
     "attention_maps": {"card", "quickstart"},
 }
 
