@@ -22,10 +22,10 @@ def _panel(name: str, points: list[Point], panel: Axes) -> None:
         panel.plot(*zip(*line, strict=True), label=way, **style_of(place))
     panel.set_title(f"error over time, {name}")
     panel.set(xscale="log", yscale="log", xlabel="ms of a forward pass")
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     percent_ticks(panel)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_formatter(NullFormatter())
-    legend_below(panel)
+    legend_below(panel, columns=1)

@@ -28,8 +28,8 @@ class Way:
 WAYS = {
     "average pooling": Way(AvgPoolLandmarks),
     "k-means": Way(KMeansLandmarks),
-    "k-means, near field of 16": Way(KMeansLandmarks, {"near_field": 16}),
-    "k-means, near field of 64": Way(KMeansLandmarks, {"near_field": 64}),
+    "k-means, near 16": Way(KMeansLandmarks, {"near_field": 16}),
+    "k-means, near 64": Way(KMeansLandmarks, {"near_field": 64}),
 }
 
 

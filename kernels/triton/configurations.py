@@ -69,7 +69,7 @@ HALF: Table = {
         128: ((32, 32, 8, 1),),
     },
     "nearest_landmarks": {
-        64: ((64, 64, 4, 2),),
+        64: ((32, 64, 4, 2),),
         128: ((32, 64, 4, 2),),
         256: ((32, 32, 8, 2),),
     },
@@ -116,7 +116,8 @@ FLOAT32: Table = {
     "token_gradient_diagonal": {256: ((16, 16, 8, 1),)},
     "landmark_weights": HALF["landmark_weights"],
     "nearest_landmarks": {
-        128: ((32, 32, 4, 1),),
+        64: ((32, 32, 4, 1),),
+        128: ((16, 32, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
     "cluster_sums": {

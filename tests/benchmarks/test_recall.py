@@ -51,7 +51,7 @@ def test_a_small_task_is_learned():
     assert train("softmax", 4, 0, recipe, lambda step: None).accuracy > 0.9
 
 
-def test_runs_are_written_and_resumed(run_benchmark):
+def test_runs_are_written_and_resumed(run_benchmark, tmp_path):
     content, output, figures = run_benchmark(
         f"recall {SMALL} --attentions softmax token --pairs 4 6 --seeds 2"
     )
@@ -59,9 +59,9 @@ def test_runs_are_written_and_resumed(run_benchmark):
     assert len({(r["attention"], r["pairs"], r["seed"]) for r in runs}) == len(runs) == 8
     assert all(0 <= run["accuracy"] <= 1 for run in runs) and not content["interrupted"]
     assert '"token"' in output and "6 pairs" in output and list(figures) == ["recall_accuracy"]
-    more, _, _ = run_benchmark(
-        f"recall {SMALL} --attentions exact token --pairs 4 --seeds 1 --resume"
-    )
+    words = f"{SMALL} --attentions exact token --pairs 4 --seeds 1 --resume"
+    recall.main([*words.split(), "--out", str(tmp_path)])
+    more = json.loads((tmp_path / "measurements" / "recall_cpu_float32.json").read_text())
     assert more["runs"][:8] == runs
     assert [run["attention"] for run in more["runs"][8:]] == ["exact"]
 
