@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,8 +54,13 @@ def _calls(size: str, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         yield (
             normalization,
             Call(
-                lambda normalization=normalization: softattn.softmax_free_attention(
-                    query, None, value, landmarks, normalization=normalization
+                partial(
+                    softattn.softmax_free_attention,
+                    query,
+                    None,
+                    value,
+                    landmarks,
+                    normalization=normalization,
                 ),
                 (query, value, landmarks),
                 grad,
