@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from benchmarks.common.quantities import percent_text, seconds_text
+from benchmarks.common.quantities import seconds_text
 from benchmarks.common.report import new_table
 from benchmarks.recall.attentions import ATTENTIONS
 from benchmarks.recall.training import Recipe, Run
@@ -34,7 +34,7 @@ def accuracy_text(accuracies: Sequence[float]) -> str:
     """The median, and the lowest and highest of several."""
     if not accuracies:
         return ""
-    median = percent_text(statistics.median(accuracies))
+    median = f"{100 * statistics.median(accuracies):.1f} %"
     if len(accuracies) == 1:
         return median
-    return f"{median} ({percent_text(min(accuracies))} to {percent_text(max(accuracies))})"
+    return f"{median} ({100 * min(accuracies):.1f} to {100 * max(accuracies):.1f})"

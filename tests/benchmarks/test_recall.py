@@ -90,5 +90,5 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
 
 def test_ranges_of_seeds():
     assert accuracy_text([]) == ""
-    assert accuracy_text([0.5]) == "50 %"
-    assert accuracy_text([0.5, 0.25, 0.75]) == "50 % (25 % to 75 %)"
+    assert accuracy_text([0.5]) == "50.0 %"
+    assert accuracy_text([0.5, 0.25, 0.75]) == "50.0 % (25.0 to 75.0)"
