@@ -5,7 +5,7 @@ TORCH ?= torch
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' -)
 
-.PHONY: demo test lint types bench docs wheel clean
+.PHONY: demo test lint types bench gpu docs wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.quickstart
@@ -26,6 +26,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.choices
 	$(BIN)/python -m benchmarks.ragged
+
+gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu --out out/gpu --resume
 
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict
