@@ -2,7 +2,9 @@
 
 A factor of a product is either an argument of the caller or computed in float32. Arguments go to
 the matrix units as they are. Computed factors are cut into two pieces of the inputs' dtype: the
-rounded factor, and the rounded rest. Together they hold 16 bits in bfloat16 and 22 in float16.
+factor in that dtype, and the rest. Together they hold 16 bits in bfloat16 and 22 in float16. What is
+cut in a loop is truncated in bfloat16, which costs one bit and no conversion: the unit for
+conversions computes the exponentials too.
 Rounding the entries of P only once would not do: the inverse of a nearly singular Gram matrix
 amplifies their error. For float32 inputs there is one piece, and the matrix units are asked for
 float32's precision.
@@ -194,6 +196,8 @@ def floored_gradient(dd, denominator, floor):  # [tokens] twice
 def split(tile, DTYPE: tl.constexpr, AT_MOST_ONE: tl.constexpr):
     """A tile as unit · (first + second) with pieces of ``DTYPE``; one in that dtype stays as it is.
 
+    In bfloat16 the pieces are truncated.
+
     float16 has few exponents. There the unit is the largest entry, except for tiles whose entries
     are at most about 1. What does not change in a loop is cut before the launch, by ``in_pieces``.
     """
@@ -207,9 +211,19 @@ def split(tile, DTYPE: tl.constexpr, AT_MOST_ONE: tl.constexpr):
                 largest = tl.max(tl.abs(tile))
                 unit = tl.where(largest > 0, largest, 1.0)
                 tile = tile / unit
-        first = tile.to(DTYPE)
-        second = (tile - first.to(tl.float32)).to(DTYPE)
+        first = _cut(tile, DTYPE)
+        second = _cut(tile - first.to(tl.float32), DTYPE)
     return first, second, unit
+
+
+@triton.jit
+def _cut(tile, DTYPE: tl.constexpr):
+    """The upper half of float32 as bfloat16, or the tile rounded to another dtype."""
+    if DTYPE == tl.bfloat16:
+        cut = (tile.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        cut = tile.to(DTYPE)
+    return cut
 
 
 @triton.jit

@@ -66,7 +66,7 @@ HALF: Table = {
     },
     "landmark_weights": {
         64: ((32, 32, 4, 1),),
-        128: ((32, 32, 8, 1),),
+        128: ((16, 16, 8, 1),),
     },
     "nearest_landmarks": {
         64: ((32, 64, 4, 2),),
@@ -148,7 +148,6 @@ HALF_ON_WARP_GROUPS: Table = {
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},
-    "middle_factor": {64: ((64, 64, 4, 1),)},
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels import configurations, launching
-from softattn.kernels.arithmetic import load_square, load_transposed, split, store_rows
+from softattn.kernels.arithmetic import load_square, load_transposed, store_rows
 from softattn.kernels.launching import CHANGING, block_of
 from softattn.kernels.pieces import Pieces, Weights
 
@@ -319,13 +319,17 @@ def _store_pieces(
     ptr, rest_ptr, unit_ptr, pair, row, tile, m,
     DTYPE: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Stores the pieces of a factor (m, columns)."""
-    first, rest, unit = split(tile, DTYPE, False)
+    """Stores the rounded pieces of a factor (m, columns)."""
+    if unit_ptr is not None:
+        largest = tl.max(tl.abs(tile))
+        unit = tl.where(largest > 0, largest, 1.0)
+        tile = tile / unit
+        tl.store(unit_ptr + pair, unit)
+    first = tile.to(DTYPE)
     store_rows(ptr, pair * m, row, COLUMNS, first, row < m, COLUMNS, BLOCK)
     if rest_ptr is not None:
+        rest = tile - first.to(tl.float32)
         store_rows(rest_ptr, pair * m, row, COLUMNS, rest, row < m, COLUMNS, BLOCK)
-    if unit_ptr is not None:
-        tl.store(unit_ptr + pair, unit)
 
 
 @triton.jit

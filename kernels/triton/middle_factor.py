@@ -180,6 +180,7 @@ def _middle_factor(
 
     # A, its row sums, and the norm of A + ε I.
     norm = 0.0
+    gram = tl.zeros([TILE, BLOCK], tl.float32)
     for first in range(0, m, TILE):
         row = first + part
         row_real = _real(padding_ptr, batch, row, m)
@@ -213,9 +214,10 @@ def _middle_factor(
     subtract = tl.where(some, subtract, 0.0) / (norm * norm)
     lower = tl.where(some, raised, lower)
     if TILE == BLOCK:
-        # The only tile is still here.
-        a = gram + tl.where(same & inside, ridge, 0.0)
-        v = tl.where(same & inside, keep, 0.0) - subtract * a
+        # The only tile of A is still here.
+        diagonal = (part[:, None] == whole[None, :]) & (whole < m)[None, :]
+        a = gram + tl.where(diagonal, ridge, 0.0)
+        v = tl.where(diagonal, keep, 0.0) - subtract * a
         for _ in range(1, steps):
             keep, subtract, lower = newton_coefficients(lower)
             va = tl.dot(v, a, input_precision=PRECISION)
@@ -223,8 +225,7 @@ def _middle_factor(
         if root_ptr is not None:
             tl.debug_barrier()
         _store_middle(
-            middle_ptr + matrix, v * (2 / (1 + lower)), root_ptr, pair, part, row_real, whole, real,
-            m, inside,
+            middle_ptr + matrix, v * (2 / (1 + lower)), root_ptr, pair, part, real, whole, real, m,
         )  # fmt: skip
     else:
         apart = tl.num_programs(0).to(tl.int64) * m * m
@@ -260,10 +261,9 @@ def _middle_factor(
         for first in range(0, m, TILE):
             row = first + part
             v = load_square(last_ptr, row, whole, m) * (2 / (1 + lower))
-            inside = (row < m)[:, None] & (whole < m)[None, :]
             _store_middle(
                 middle_ptr + matrix, v, root_ptr, pair, row, _real(padding_ptr, batch, row, m),
-                whole, real, m, inside,
+                whole, real, m,
             )  # fmt: skip
 
 
@@ -352,11 +352,12 @@ def _load_target(gram_ptr, rows, columns, m, ridge):
 
 
 @triton.jit
-def _store_middle(ptr, v, root_ptr, pair, row, row_real, column, real, m, inside):
+def _store_middle(ptr, v, root_ptr, pair, row, row_real, column, real, m):
     """Stores rows of V, 0 for padded landmarks, between the roots where there are any."""
     if root_ptr is not None:
         of_rows = tl.load(root_ptr + pair * m + row, mask=row < m, other=0.0)
         of_columns = tl.load(root_ptr + pair * m + column, mask=column < m, other=0.0)
         v = of_rows[:, None] * v * of_columns[None, :]
     v = tl.where(row_real[:, None] & real[None, :], v, 0.0)
+    inside = (row < m)[:, None] & (column < m)[None, :]
     tl.store(ptr + row[:, None] * m + column[None, :], v, mask=inside)

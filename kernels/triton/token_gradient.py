@@ -287,7 +287,7 @@ def _token_gradient(
     WEIGHTED: tl.constexpr = key_weight_ptr is not None
     WRITE_TOKENS: tl.constexpr = dx_ptr is not None
     HOLDS_ONE: tl.constexpr = dl_ptr is not None
-    blocks = blocks_of(m, BLOCK_M) if HOLDS_ONE else 1
+    blocks = blocks_of(m, BLOCK_M) if HOLDS_ONE and not ONE_BLOCK else 1
     unit, pair, batch, head, number = pair_of_program(heads, stretches, blocks)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
