@@ -2,9 +2,9 @@
 
 A factor of a product is either an argument of the caller or computed in float32. Arguments go to
 the matrix units as they are. Computed factors are cut into two pieces of the inputs' dtype: the
-factor in that dtype, and the rest. Together they hold 16 bits in bfloat16 and 22 in float16. What is
-cut in a loop is truncated in bfloat16, which costs one bit and no conversion: the unit for
-conversions computes the exponentials too.
+factor in that dtype, and the rest. Together they hold 16 bits in bfloat16 and 22 in float16. In a
+loop bfloat16 is cut by truncation. That costs one bit and no conversions, which are computed by the
+unit that the exponentials need.
 Rounding the entries of P only once would not do: the inverse of a nearly singular Gram matrix
 amplifies their error. For float32 inputs there is one piece, and the matrix units are asked for
 float32's precision.

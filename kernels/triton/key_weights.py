@@ -163,9 +163,9 @@ def _key_weights(
     if padding_ptr is not None:
         padding_ptr += pair // heads * n
     other = tl.arange(0, PARTS)
-    at = part_bound_ptr + (pair * PARTS + other) * 2
-    least = tl.min(tl.load(at, mask=other < parts, other=float("inf")), 0)
-    largest = tl.max(tl.load(at + 1, mask=other < parts, other=float("-inf")), 0)
+    of_parts = part_bound_ptr + (pair * PARTS + other) * 2
+    least = tl.min(tl.load(of_parts, mask=other < parts, other=float("inf")), 0)
+    largest = tl.max(tl.load(of_parts + 1, mask=other < parts, other=float("-inf")), 0)
     # All keys are padding.
     none_left = least > largest
     least = tl.where(none_left, 0.0, least)
