@@ -132,9 +132,12 @@ COMPILATIONS = list(dict.fromkeys(compilations()))
 # features.
 MOST_STACK = {
     ("landmarks_to_tokens", "float32", 128): 384,
-    ("gradient, diagonal and weights", "bfloat16", 64): 256,
+    ("gradient, diagonal and weights", "bfloat16", 64): 272,
     ("gradient, diagonal and weights", "float16", 64): 256,
-    ("sums with weights", "bfloat16", 64): 8,
+    # Strides that are arguments, not constants, take the registers.
+    ("sums with weights", "bfloat16", 64): 16,
+    ("quotient gradient, diagonal and weights", "bfloat16", 64): 16,
+    ("gradient", "bfloat16", 64): 8,
     ("answer, diagonal and weights", "float32", 64): 16,
     ("answer, quotient", "bfloat16", 128): 32,
     ("gradient, diagonal and weights", "float32", 64): 512,
