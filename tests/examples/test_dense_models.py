@@ -11,6 +11,7 @@ from examples.dense.backbone import backbone_of, load_classifier
 from examples.dense.table import count_parameters
 from examples.detection import table as detectors
 from examples.segmentation import table as segmenters
+from examples.segmentation.models import UperNet
 from examples.training.errors import InputError
 
 SMALL = {"embed_dims": (32, 32, 64, 64), "depths": (1, 1, 1, 1)}
@@ -89,6 +90,15 @@ def test_segmenters_train_and_segment(backbone):
     for size in ((1, 1), (45, 7)):
         with torch.no_grad():
             assert model.eval()(torch.randn(1, 3, *size)).logits.shape == (1, 3, *size)
+
+
+def test_transformers_saves_and_loads_a_segmenter_with_its_options(tmp_path):
+    model = segmenter(published=True).eval()
+    model.save_pretrained(tmp_path)
+    loaded = UperNet.from_pretrained(tmp_path)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).logits, model(images).logits)
 
 
 def test_published_attention_has_the_published_landmarks():
