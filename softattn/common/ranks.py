@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softattn.common.compiler import apply
 from softattn.common.validation import NORMALIZATIONS
@@ -30,7 +30,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CHOICES: dict[str, Sequence[object]] = {"dtype": DTYPES, "normalization": NORMALIZATIONS}
 
 
-class SharesSequence:
+class SharesSequence(nn.Module):
     """A module whose tokens may be one rank's part of a sequence.
 
     Attributes:

@@ -51,7 +51,7 @@ class PatchGrid:
 
 
 @register_notrace_module
-class SoftmaxFreeViTAttention(SharesSequence, nn.Module):
+class SoftmaxFreeViTAttention(SharesSequence):
     """Softmax-free self-attention that replaces the ``Attention`` of a timm vision transformer.
 
     ``qk_proj``, ``qk_norm`` and ``v_proj`` replace its ``qkv``, ``q_norm`` and ``k_norm``. The

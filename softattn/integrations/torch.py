@@ -42,7 +42,7 @@ class _NoFastPath:
         raise TypeError("softmax-free attention has no in_proj_weight; see qk_proj and v_proj")
 
 
-class SoftmaxFreeMultiheadAttention(SharesSequence, nn.Module):
+class SoftmaxFreeMultiheadAttention(SharesSequence):
     """Softmax-free attention with the constructor and the forward of ``nn.MultiheadAttention``.
 
     Queries and keys share one projection, ``qk_proj``, as in SOFT (NeurIPS 2021). Where ``kdim``

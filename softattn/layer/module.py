@@ -31,7 +31,7 @@ from softattn.layer.value_conv import (
 from softattn.pinv import resolve_pinv
 
 
-class SoftmaxFreeAttention(SharesSequence, nn.Module):
+class SoftmaxFreeAttention(SharesSequence):
     """Multi-head softmax-free attention, linear in the number of tokens.
 
     Queries and keys share one projection, as in SOFT (NeurIPS 2021); cross-attention shares it too.
