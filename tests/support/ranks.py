@@ -1,12 +1,13 @@
 """Runs checks in several processes that share sequences, each check on groups of 2, 3 and 4 ranks.
 
-Processes take seconds to start: one set of them runs all checks, and each test reads how its own
-went. Processes import the checks' file by its name.
+Processes take seconds to start: one set of them runs all checks.
 """
 
+import contextlib
 import gc
-import importlib.util
+import importlib
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 WORLD = 4
 # A failure on one rank leaves the others waiting for it.
-TIMEOUT = timedelta(seconds=20)
+TIMEOUT = timedelta(seconds=15)
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,43 @@ class Ranks:
         return total
 
 
-def run(file: str, folder: Path) -> None:
-    """Runs every function of a file whose name begins with ``check_`` in ``WORLD`` processes."""
-    mp.spawn(_work, args=(file, str(folder)), nprocs=WORLD)
+def fresh_groups() -> list[Ranks]:
+    """New groups of 2, 3 and 4 ranks that this process belongs to; all processes make them."""
+    groups = {size: dist.new_group(list(range(size)), timeout=TIMEOUT) for size in (2, 3, WORLD)}
+    rank = dist.get_rank()
+    return [Ranks(group, size, rank) for size, group in groups.items() if rank < size]
 
 
-def outcomes(folder: Path, name: str) -> list[str]:
-    """How a check went on each rank: ``"passed"``, a traceback, or that an earlier one failed."""
-    files = [folder / f"{name}.{rank}" for rank in range(WORLD)]
-    return [file.read_text() if file.exists() else "an earlier check failed" for file in files]
+def run(modules: list[str], folder: Path) -> dict[str, list[str]]:
+    """Runs the checks of some modules in ``WORLD`` processes, until one fails.
+
+    A check is a function whose name begins with ``check_``. It gets ``Ranks`` of each group that
+    the process belongs to.
+
+    Returns:
+        For each check how it went on each rank: ``"passed"`` or a traceback.
+    """
+    with contextlib.suppress(mp.ProcessExitedException, mp.ProcessRaisedException):
+        mp.spawn(_work, args=(modules, str(folder)), nprocs=WORLD)
+    return {
+        name: [
+            file.read_text() if (file := folder / f"{name}.{rank}").exists() else "did not end"
+            for rank in range(WORLD)
+        ]
+        for name in _checks_of(modules)
+    }
 
 
-def checks_of(file: str) -> dict[str, object]:
-    """The checks of a file by name."""
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: check for name, check in vars(module).items() if name.startswith("check_")}
+def _checks_of(modules: list[str]) -> dict[str, Callable[[list[Ranks]], None]]:
+    return {
+        f"{name.rpartition('.')[2]}.{check}": function
+        for name in modules
+        for check, function in vars(importlib.import_module(name)).items()
+        if check.startswith("check_")
+    }
 
 
-def _work(rank: int, file: str, folder: str) -> None:
+def _work(rank: int, modules: list[str], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -75,9 +93,8 @@ def _work(rank: int, file: str, folder: str) -> None:
         timeout=TIMEOUT,
     )
     try:
-        groups = {size: dist.new_group(list(range(size))) for size in (2, 3, WORLD)}
-        ranks = [Ranks(group, size, rank) for size, group in groups.items() if rank < size]
-        for name, check in checks_of(file).items():
+        ranks = fresh_groups()
+        for name, check in _checks_of(modules).items():
             try:
                 check(ranks)
             except Exception:
