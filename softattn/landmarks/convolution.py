@@ -107,8 +107,12 @@ class ConvLandmarks(LandmarkSampler):
             padding = torch.zeros(len(tokens), n, dtype=torch.bool, device=tokens.device)
             if key_padding_mask is not None:
                 padding = key_padding_mask[:, key_padding_mask.shape[1] - n :]
-        # An empty slice keeps a rank without landmarks in the graph.
-        landmarks = self(tokens, grid, padding) if counts[parts.rank] else tokens[:, :, :0]
+        if counts[parts.rank]:
+            landmarks = self(tokens, grid, padding)
+        else:
+            # Empty slices keep tokens and parameters of this rank in the graph.
+            cell = tokens.new_zeros(*tokens.shape[:2], math.prod(self.stride), tokens.shape[3])
+            landmarks = self(cell, self.stride)[:, :, :0] + tokens[:, :, :0]
         around = (sum(counts[: parts.rank]), sum(counts[parts.rank + 1 :]))
         landmarks = sum_over_ranks(nn.functional.pad(landmarks, (0, 0, *around)), group)
         if padding is None:
