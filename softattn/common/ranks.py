@@ -81,8 +81,9 @@ def size_and_rank(group: str) -> tuple[int, int]:
 
 def own_prefix(num_prefix_tokens: int, n: int, group: str | None) -> int:
     """How many of the n tokens of this rank are prefix tokens, which the first rank has."""
-    first = group is None or size_and_rank(group)[1] == 0
-    return min(num_prefix_tokens, n) if first else 0
+    if num_prefix_tokens and group is not None and size_and_rank(group)[1] > 0:
+        return 0
+    return min(num_prefix_tokens, n)
 
 
 def sum_over_ranks(x: Tensor, group: str | None) -> Tensor:
