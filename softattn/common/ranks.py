@@ -79,6 +79,10 @@ def size_and_rank(group: str) -> tuple[int, int]:
     return ranks.size(), ranks.rank()
 
 
+# What ``torch.compiler.assume_constant_result`` does, which imports Dynamo.
+size_and_rank._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def own_prefix(num_prefix_tokens: int, n: int, group: str | None) -> int:
     """How many of the n tokens of this rank are prefix tokens, which the first rank has."""
     if num_prefix_tokens and group is not None and size_and_rank(group)[1] > 0:
@@ -184,8 +188,10 @@ def check_first_call(group: str, sizes: Mapping[str, int], device: torch.device)
     Raises:
         ValueError: sizes differ, on every rank.
     """
+    if torch.compiler.is_compiling():
+        return
     ranks = _resolve(group)
-    if torch.compiler.is_compiling() or ranks in _checked:
+    if ranks in _checked:
         return
     check_ranks_agree(gather_numbers(list(sizes.values()), group, device), list(sizes))
     _checked[ranks] = True

@@ -20,7 +20,7 @@ from torch import Tensor
 
 WORLD = 4
 # A failure on one rank leaves the others waiting for it.
-TIMEOUT = timedelta(seconds=15)
+TIMEOUT = timedelta(seconds=90)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Ranks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks."""
-        total = tensor.detach().clone()
+        # Gradients of convolutions may have other strides on other ranks.
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         return total
 
