@@ -292,8 +292,12 @@ class SoftmaxFreeMultiheadAttention(SharesSequence):
             **options,
         )
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
-        if padding is not None:
-            without_output = padding if is_self else padding.all(-1, keepdim=True)
+        without_output = padding
+        if not is_self:
+            # The part of this rank may be all padding where others' are not.
+            of_all = padding if self.context_group is None else landmark_padding
+            without_output = None if of_all is None else of_all.all(-1, keepdim=True)
+        if without_output is not None:
             output = output.masked_fill(without_output[..., None], 0)
         weights = None
         if need_weights:

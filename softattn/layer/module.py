@@ -209,8 +209,13 @@ class SoftmaxFreeAttention(SharesSequence):
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if context is None:
             output = source.restore(output)
-        elif source.padding is not None:
-            output = output.masked_fill(source.padding.all(-1)[:, None, None], 0)
+        else:
+            padding = source.padding
+            if self.context_group is not None and num_prefix_tokens == 0:
+                # The part of this rank may be all padding where others' are not.
+                padding = inputs.landmark_padding_mask
+            if padding is not None:
+                output = output.masked_fill(padding.all(-1)[:, None, None], 0)
         return output.reshape(x.shape)
 
     def attention_factors(
