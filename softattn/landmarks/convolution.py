@@ -99,14 +99,14 @@ class ConvLandmarks(LandmarkSampler):
             tokens, grid, key_padding_mask, group=group, num_prefix_tokens=num_prefix_tokens
         )
         counts = self._counts_of_parts(parts)
-        n, rows = parts.stop - parts.start, parts.rows[parts.rank]
-        grid = (rows, *parts.grid[1:])
-        tokens = tokens[:, :, tokens.shape[2] - n :]
+        grid = (parts.rows[parts.rank], *parts.grid[1:])
+        tokens = parts.without_prefix(tokens, 2)
         padding = None
-        if parts.masked:
-            padding = torch.zeros(len(tokens), n, dtype=torch.bool, device=tokens.device)
-            if key_padding_mask is not None:
-                padding = key_padding_mask[:, key_padding_mask.shape[1] - n :]
+        if key_padding_mask is not None:
+            padding = parts.without_prefix(key_padding_mask, 1)
+        elif parts.masked:
+            # Of other ranks.
+            padding = torch.zeros_like(tokens[:, 0, :, 0], dtype=torch.bool)
         if counts[parts.rank]:
             landmarks = self(tokens, grid, padding)
         else:

@@ -69,6 +69,11 @@ class Parts:
         """The number of whole rows of each part."""
         return [(stop - start) // max(self.row, 1) for start, stop in pairwise(self.bounds)]
 
+    def without_prefix(self, tokens: Tensor, dim: int) -> Tensor:
+        """The tokens of this rank, along a dimension, after the prefix that the first rank has."""
+        n = self.stop - self.start
+        return tokens.narrow(dim, tokens.shape[dim] - n, n)
+
     def check_padding_is_last(self, reason: str) -> None:
         """Raises ValueError unless the padding of a sequence is all after its other tokens."""
         lengths = [stop - start for start, stop in pairwise(self.bounds)]

@@ -57,10 +57,8 @@ def _own_sums(
 
     On a map with padding a column follows: how many tokens it adds.
     """
-    # Prefix tokens come first.
-    n = parts.stop - parts.start
-    tokens = tokens[:, :, tokens.shape[2] - n :]
-    padding = None if padding is None else padding[:, padding.shape[1] - n :]
+    tokens = parts.without_prefix(tokens, 2)
+    padding = None if padding is None else parts.without_prefix(padding, 1)
     if parts.masked and len(parts.grid) == 1:
         sums = _sums_of_padded_runs(tokens, parts, num_landmarks[0])
     else:
