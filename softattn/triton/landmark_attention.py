@@ -34,7 +34,7 @@ def landmark_attention(
     padding: Tensor | None,
     scale: float,
     quotient: bool,
-    group: str,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1 with the exact diagonal.
 
@@ -99,7 +99,7 @@ def landmark_attention(
 
 
 @shapes_of(landmark_attention)
-def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotient, group):  # type: ignore[no-untyped-def]
+def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotient, group=""):  # type: ignore[no-untyped-def]
     batch, heads, n_q, _ = query.shape
     m, d_v = landmarks.shape[2], value.shape[3]
     wide = torch.float32
@@ -133,7 +133,7 @@ def landmark_attention_gradient(
     row_shift: Tensor,
     scale: float,
     quotient: bool,
-    group: str,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dQ, dK, dV, dL, dM and dw of ``landmark_attention``.
 
