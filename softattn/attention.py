@@ -11,7 +11,9 @@ from softattn.backends.selection import select_backend
 from softattn.common.identity import without_repetition
 from softattn.common.key_weights import log_weight_range
 from softattn.common.precision import promoted_under_autocast, without_autocast
+from softattn.common.ranks import DTYPES, Group, check_first_call, name_of_group
 from softattn.common.validation import (
+    NORMALIZATIONS,
     check_alike,
     check_attention,
     check_causal,
@@ -37,6 +39,7 @@ def softmax_free_attention(
     key_padding_mask: Tensor | None = None,
     landmark_padding_mask: Tensor | None = None,
     is_causal: bool = False,
+    group: Group | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Gaussian attention through m landmarks, in time and memory linear in the tokens.
@@ -87,6 +90,11 @@ def softmax_free_attention(
             padding.
         landmark_padding_mask: (batch, m), True where a landmark is padding.
         is_causal: not offered; True raises and says why.
+        group: a process group, its name, or a mesh of one dimension, whose ranks share one
+            sequence: each gives its part of the keys and values, which may be empty, and the same
+            landmarks, and gets the output of its queries. The ranks exchange sums of m × (d_v + 1)
+            numbers a head. Each rank gets the gradients of its tokens, and a share of those of the
+            landmarks, for the sum of the ranks' losses; see ``softattn.distributed``.
         impl: ``"triton"`` runs the Triton kernels, ``"eager"`` PyTorch's operations, on any device
             and differentiable twice; ``"auto"`` runs Triton where it can, see ``explain_impl``.
             Triton copies tokens whose features are not adjacent in memory.
@@ -98,7 +106,8 @@ def softmax_free_attention(
         TypeError: a tensor is not floating point, a mask is not bool, or dtypes differ, which they
             may under autocast alone: there all are promoted to the widest of them.
         ValueError: shapes do not fit, devices differ, a choice is unknown or cannot run, or there
-            is no such near field.
+            is no such near field; or at the first call with a ``group`` its ranks differ in batch,
+            heads, features, landmarks, dtype or normalization.
     """
     check_causal(is_causal)
     check_operator_choices(normalization, impl)
@@ -115,6 +124,9 @@ def softmax_free_attention(
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
     backend = select_backend(impl, query, value, landmarks, near_field)
     scale = scale_of(scale, query)
+    group = name_of_group(group)
+    if group is not None:
+        _check_ranks(group, query, value, landmarks, normalization)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
             backend,
@@ -136,6 +148,7 @@ def softmax_free_attention(
             scale=scale,
             key_padding_mask=key_padding_mask,
             landmark_padding_mask=landmark_padding_mask,
+            group=group,
         )
 
 
@@ -317,6 +330,23 @@ def softmax_log_weight_range(
     check_attention(query, key, key_padding_mask=key_padding_mask)
     with without_autocast(query.device):
         return log_weight_range(query, key, scale_of(scale, query), key_padding_mask)
+
+
+def _check_ranks(
+    group: str, query: Tensor, value: Tensor, landmarks: Tensor, normalization: str
+) -> None:
+    """Compares what the ranks of a group must have in common, at the first call with it."""
+    batch, heads, m, features = landmarks.shape
+    sizes = {
+        "batch": batch,
+        "heads": heads,
+        "landmarks": m,
+        "features": features,
+        "features of the values": value.shape[-1],
+        "dtype": DTYPES.index(query.dtype),
+        "normalization": NORMALIZATIONS.index(normalization),
+    }
+    check_first_call(group, sizes, query.device)
 
 
 def _sequences(packed: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:

@@ -37,6 +37,7 @@ def _landmark_attention(
     padding: Shape | None,
     scale: float,
     quotient: bool,
+    group: str = "",
     **options: Any,
 ) -> int:
     pairs, n_q, n_k, m, d, columns = _sizes(query, key, value, landmarks, quotient)
@@ -62,6 +63,7 @@ def _landmark_attention_gradient(
     row_shift: Shape,
     scale: float,
     quotient: bool,
+    group: str = "",
     **options: Any,
 ) -> int:
     pairs, n_q, n_k, m, d, columns = _sizes(query, key, value, landmarks, quotient)

@@ -15,11 +15,12 @@ class Backend:
 
     gram: ``(query, key, scale)`` to the block k(Q, K), (batch, heads, n_q, n_k).
     landmark_attention: ``(query, key, value, landmarks, middle, *, quotient, near_field,
-        key_weights, scale, key_padding_mask)`` to O, (batch, heads, n_q, d_v). ``key=None`` is
-        self-attention; ``middle`` is what ``nystrom.middle_factor`` returns; ``quotient`` divides
-        by the row sums, in self-attention with the exact kernel within runs of ``near_field``
-        tokens that follow each other; ``key_weights``, (batch, heads, n_k, 1) or None, multiply the
-        columns of the kernel before that.
+        key_weights, scale, key_padding_mask, group)`` to O, (batch, heads, n_q, d_v). ``key=None``
+        is self-attention; ``middle`` is what ``nystrom.middle_factor`` returns; ``quotient``
+        divides by the row sums, in self-attention with the exact kernel within runs of
+        ``near_field`` tokens that follow each other; ``key_weights``, (batch, heads, n_k, 1) or
+        None, multiply the columns of the kernel before that; ``group`` names the process group of
+        the ranks that keys and values are spread over, or is None.
     gaussian_attention: ``(query, key, value, *, normalize, scale, key_padding_mask)`` to O.
     nearest_landmarks: ``(tokens, landmarks, key_padding_mask, landmark_padding_mask)`` to the
         number of each token's nearest landmark that is not padding, (batch, heads, n), int64; m

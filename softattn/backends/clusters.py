@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from softattn.backends.selection import select_backend
 from softattn.common.compiler import apply
+from softattn.common.ranks import sum_over_ranks
 
 
 def lloyd_step(
@@ -16,6 +17,7 @@ def lloyd_step(
     key_padding_mask: Tensor | None,
     landmark_padding_mask: Tensor | None,
     impl: str,
+    group: str | None = None,
 ) -> Tensor:
     """Moves each landmark to the mean of the tokens that are nearest to it; one without stays.
 
@@ -27,6 +29,7 @@ def lloyd_step(
         key_padding_mask: (batch, n), True where a token is padding.
         landmark_padding_mask: (batch, m), True where a landmark is padding, which stays.
         impl: ``"eager"``, ``"triton"`` or ``"auto"``.
+        group: the name of a process group whose ranks share the tokens, or None.
 
     Returns:
         (batch, heads, m, d), float32, or float64 for float64 tokens.
@@ -36,6 +39,9 @@ def lloyd_step(
         tokens.detach(), landmarks.detach(), key_padding_mask, landmark_padding_mask
     )
     sums, counts = apply(_ClusterSums, tokens, labels, landmarks.shape[2], impl)
+    if group is not None:
+        both = sum_over_ranks(torch.cat([sums, counts], -1), group)
+        sums, counts = both.split([sums.shape[-1], 1], -1)
     return torch.where(counts > 0, sums / counts.clamp(min=1), landmarks.to(sums.dtype))
 
 

@@ -81,6 +81,7 @@ def landmark_attention(
     scale: float,
     key_padding_mask: Tensor | None,
     landmark_padding_mask: Tensor | None,
+    group: str | None = None,
 ) -> Tensor:
     """O, (batch, heads, n_q, d_v), of a call whose ``middle_factor`` is known."""
     order = None
@@ -92,7 +93,7 @@ def landmark_attention(
     weights = None
     if normalization == "softmax":
         query, weights = softmax_query_and_weights(
-            query, key, scale, key_padding_mask, backend.weigh_keys
+            query, key, scale, key_padding_mask, backend.weigh_keys, group
         )
     output = backend.landmark_attention(
         query,
@@ -105,5 +106,6 @@ def landmark_attention(
         key_weights=weights,
         scale=scale,
         key_padding_mask=key_padding_mask,
+        group=group,
     )
     return output if order is None else put_back(output, order)

@@ -14,6 +14,7 @@ from softattn.common.padding import blank_padding, gather_padding
 from softattn.common.precision import compute_dtype, without_autocast
 from softattn.common.products import matmul
 from softattn.common.quotient import floored, restored_diagonal
+from softattn.common.ranks import sum_over_ranks
 from softattn.eager.near_field import near_field_terms
 from softattn.eager.passes import Passes
 from softattn.eager.product import gaussian_product, nearest_key_shift
@@ -34,10 +35,11 @@ def landmark_attention(
     key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,
+    group: str | None,
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
     tensors = (query, key, value, landmarks, middle, key_weights, key_padding_mask)
-    output, _ = apply(_LandmarkAttention, *tensors, scale, quotient, near_field)
+    output, _ = apply(_LandmarkAttention, *tensors, scale, quotient, near_field, group)
     return output
 
 
@@ -58,28 +60,29 @@ class _LandmarkAttention(torch.autograd.Function):
         scale: float,
         quotient: bool,
         near_field: int,
+        group: str | None,
     ) -> tuple[Tensor, Tensor]:
         compute = _forward_operator if is_compiled() else _forward
         inputs = (query, key, value, landmarks, middle, weights)
-        return compute(*inputs, padding, scale, quotient, near_field)
+        return compute(*inputs, padding, scale, quotient, near_field, group)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.scale, ctx.quotient, ctx.near_field = inputs
+        *tensors, ctx.scale, ctx.quotient, ctx.near_field, ctx.group = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, output, sums = ctx.saved_tensors
-        arguments: Any = [*tensors, ctx.scale, ctx.quotient, ctx.near_field]
+        arguments: Any = [*tensors, ctx.scale, ctx.quotient, ctx.near_field, ctx.group]
         if torch.is_grad_enabled() and not is_compiled():
-            return *_gradients_by_products(arguments, grad), None, None, None, None
+            return *_gradients_by_products(arguments, grad), None, None, None, None, None
         compute: Any = _gradients_operator if is_compiled() else _gradients
         needed = [bool(need) for need in ctx.needs_input_grad[:_INPUTS]]
         gradients = compute(*arguments, grad, output, sums, needed)
         found = [g if need else None for g, need in zip(gradients, needed, strict=True)]
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
 
 
 # Operators return tensors only: an empty one means None.
@@ -96,9 +99,10 @@ def _forward(
     scale: float,
     quotient: bool,
     near_field: int,
+    group: str | None,
 ) -> tuple[Tensor, Tensor]:
     inputs = (query, key, value, landmarks, middle, weights)
-    passes = Passes(*inputs, padding, scale, quotient, near_field)
+    passes = Passes(*inputs, padding, scale, quotient, near_field, group)
     sums = passes.sums()
     return passes.output(sums), sums
 
@@ -109,7 +113,7 @@ _forward_operator = torch.library.custom_op("softattn::eager_landmark_attention"
 
 
 @_forward_operator.register_fake
-def _(query, key, value, landmarks, middle, weights, padding, scale, quotient, near_field):  # type: ignore[no-untyped-def]
+def _(query, key, value, landmarks, middle, weights, padding, scale, quotient, near_field, group):  # type: ignore[no-untyped-def]
     *outer, m, _ = landmarks.shape
     d_v = value.shape[-1]
     return (
@@ -129,6 +133,7 @@ def _gradients(
     scale: float,
     quotient: bool,
     near_field: int,
+    group: str | None,
     grad: Tensor,
     output: Tensor,
     sums: Tensor,
@@ -136,7 +141,7 @@ def _gradients(
 ) -> list[Tensor]:
     inputs = (query, key, value, landmarks, middle, weights)
     with without_autocast(query.device):
-        passes = Passes(*inputs, padding, scale, quotient, near_field)
+        passes = Passes(*inputs, padding, scale, quotient, near_field, group)
         computed = passes.gradients(grad, output, sums, needed)
     return [
         query.new_empty(0)
@@ -152,12 +157,12 @@ _gradients_operator = torch.library.custom_op(
     # torch 2.6 cannot infer it from these annotations.
     schema="(Tensor query, Tensor? key, Tensor value, Tensor landmarks, Tensor middle, "
     "Tensor? weights, Tensor? padding, float scale, bool quotient, int near_field, "
-    "Tensor grad, Tensor output, Tensor sums, bool[] needed) -> Tensor[]",
+    "str? group, Tensor grad, Tensor output, Tensor sums, bool[] needed) -> Tensor[]",
 )(_gradients)
 
 
 @_gradients_operator.register_fake
-def _(query, key, value, landmarks, middle, weights, padding, scale, quotient, near_field, *rest):  # type: ignore[no-untyped-def]
+def _(query, key, value, landmarks, middle, weights, *rest):  # type: ignore[no-untyped-def]
     inputs, needed = (query, key, value, landmarks, middle, weights), rest[-1]
     return [
         query.new_empty(0) if tensor is None or not need else tensor.new_empty(tensor.shape)
@@ -192,6 +197,7 @@ def _by_products(
     scale: float,
     quotient: bool,
     near_field: int,
+    group: str | None,
 ) -> Tensor:
     """O by products that can be differentiated any number of times."""
     keys = gather_padding(query if key is None else key, padding)
@@ -202,7 +208,7 @@ def _by_products(
         values = values if weights is None else values * weights
     values = blank_padding(values, padding)
     sums, _ = gaussian_product(landmarks, keys, values, scale=scale)
-    factors = matmul(middle, sums)
+    factors = matmul(middle, sum_over_ranks(sums, group))
     if not quotient:
         output, _ = gaussian_product(query, landmarks, factors, scale=scale)
     else:

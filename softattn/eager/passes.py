@@ -12,6 +12,8 @@ budget; the others are computed again. With R = [M S, |z|], z the last column of
 Here c = 1 − P_i M P_iᵀ in self-attention, and 0 in cross-attention, where each row of P_q is
 divided by its largest entry. Without a quotient, O = N = P_q M S and S = P_kᵀ V. With a near field
 the terms of c are those of ``NearField``.
+
+Ranks that share a sequence add up their S, and their dS = Mᵀ [dN, dD, dT]ᵀ P_q; all else is local.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ from softattn.common.centering import median_token
 from softattn.common.precision import compute_dtype
 from softattn.common.products import matmul
 from softattn.common.quotient import FLOOR, floored, restored_diagonal, underflow
+from softattn.common.ranks import plain_sum_over_ranks
 from softattn.eager.near_field import NearField
 from softattn.eager.tiles import token_slices
 
@@ -94,12 +97,14 @@ class Passes:
         scale: float,
         quotient: bool,
         near_field: int,
+        group: str | None = None,
     ) -> None:
         dtype = compute_dtype(query, value, landmarks, middle)
         self.query, self.value, self.weights = query, value, weights
         self.key = query if key is None else key
         self.is_self, self.quotient, self.scale = key is None, quotient, scale
         self.near_field = near_field
+        self.group = group
         self.padding = None if padding is None else padding[:, None, :, None]
         self.landmarks = Landmarks(landmarks, scale, dtype)
         self.middle = middle.to(dtype)
@@ -117,7 +122,7 @@ class Passes:
         for tile in self.key_tiles:
             p = self._rows_of_queries(tile, keep=True) if self.is_self else self._rows_of_keys(tile)
             sums.add(matmul(p.mT, self._columns(tile)))
-        return sums.total
+        return plain_sum_over_ranks(sums.total, self.group)
 
     def output(self, sums: Tensor) -> Tensor:
         """O, (..., n_q, d_v), in the dtype of V."""
@@ -153,7 +158,7 @@ class Passes:
             of_factors, of_absolute = of_factors[..., :-1], of_factors[..., -1:]
             of_factors[..., -1:].add_(factors[..., -2:-1].sign() * of_absolute)
         of_middle.add(matmul(of_factors, sums.mT))
-        of_sums = matmul(self.middle.mT, of_factors)
+        of_sums = plain_sum_over_ranks(matmul(self.middle.mT, of_factors), self.group)
 
         symmetric = self.middle + self.middle.mT
         of_query = _Rows(self.query)

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from softattn.attention import softmax_free_attention
+from softattn.common.ranks import SharesSequence
 from softattn.common.validation import check_causal, check_operator_choices
 from softattn.factors import AttentionFactors, attention_factors
 from softattn.integrations.swap import SwapReport, linear_of, tied
@@ -50,7 +51,7 @@ class PatchGrid:
 
 
 @register_notrace_module
-class SoftmaxFreeViTAttention(nn.Module):
+class SoftmaxFreeViTAttention(SharesSequence):
     """Softmax-free self-attention that replaces the ``Attention`` of a timm vision transformer.
 
     ``qk_proj``, ``qk_norm`` and ``v_proj`` replace its ``qkv``, ``q_norm`` and ``k_norm``. The
@@ -129,7 +130,7 @@ class SoftmaxFreeViTAttention(nn.Module):
                 "attn_mask must be None: it masks pairs of tokens, and landmarks stand for many "
                 "tokens"
             )
-        keys, landmarks = self._keys_and_landmarks(x)
+        keys, landmarks, landmark_padding = self._keys_and_landmarks(x)
         attended = softmax_free_attention(
             keys,
             None,
@@ -138,6 +139,8 @@ class SoftmaxFreeViTAttention(nn.Module):
             normalization=self.normalization,
             pinv=self.pinv,
             scale=self.scale,
+            landmark_padding_mask=landmark_padding,
+            group=self.context_group,
             impl=self.impl,
         )
         output: Tensor = self.norm(rearrange(attended, "b h n d -> b n (h d)"))
@@ -168,7 +171,8 @@ class SoftmaxFreeViTAttention(nn.Module):
             >>> model(image)
             >>> received = attention.attention_factors(inputs[0]).column_sums()
         """
-        keys, landmarks = self._keys_and_landmarks(x)
+        self.check_one_rank("attention_factors")
+        keys, landmarks, _ = self._keys_and_landmarks(x)
         return attention_factors(
             keys,
             None,
@@ -185,12 +189,16 @@ class SoftmaxFreeViTAttention(nn.Module):
             f"normalization={self.normalization!r}, impl={self.impl!r}"
         )
 
-    def _keys_and_landmarks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_and_landmarks(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         keys = self.qk_norm(self._heads(self.qk_proj(x)))
-        landmarks, _ = pool_landmarks(
-            self.landmarks, keys, grid=self.grid.sizes, num_prefix_tokens=self.num_prefix_tokens
+        landmarks, landmark_padding = pool_landmarks(
+            self.landmarks,
+            keys,
+            grid=self.grid.sizes,
+            num_prefix_tokens=self.num_prefix_tokens,
+            group=self.context_group,
         )
-        return keys, landmarks
+        return keys, landmarks, landmark_padding
 
     def _heads(self, tokens: Tensor) -> Tensor:
         return rearrange(tokens, "b n (h d) -> b h n d", h=self.num_heads)

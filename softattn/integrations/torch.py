@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from softattn.attention import softmax_free_attention
 from softattn.common.identity import is_one_tensor
 from softattn.common.padding import padding_of_additive_mask
+from softattn.common.ranks import SharesSequence
 from softattn.common.validation import (
     check_causal,
     check_floating,
@@ -41,7 +42,7 @@ class _NoFastPath:
         raise TypeError("softmax-free attention has no in_proj_weight; see qk_proj and v_proj")
 
 
-class SoftmaxFreeMultiheadAttention(nn.Module):
+class SoftmaxFreeMultiheadAttention(SharesSequence):
     """Softmax-free attention with the constructor and the forward of ``nn.MultiheadAttention``.
 
     Queries and keys share one projection, ``qk_proj``, as in SOFT (NeurIPS 2021). Where ``kdim``
@@ -252,6 +253,8 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
                 "attn_mask must be None: it masks pairs of tokens, and landmarks stand for many "
                 "tokens; use key_padding_mask for padding"
             )
+        if need_weights:
+            self.check_one_rank("need_weights=True")
         query, key = _without_repetition(query, key)
         is_self = key is None
         if is_self and self.kdim != self.embed_dim:
@@ -269,7 +272,9 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         q_proj, k_proj = self._query_and_key_projections()
         keys = self._heads(k_proj, key)
         queries = keys if is_self else self._heads(q_proj, query)
-        landmarks, landmark_padding = pool_landmarks(self.landmarks, keys, padding)
+        landmarks, landmark_padding = pool_landmarks(
+            self.landmarks, keys, padding, group=self.context_group
+        )
         options: dict[str, Any] = {
             "normalization": self.normalization,
             "pinv": self.pinv,
@@ -278,11 +283,21 @@ class SoftmaxFreeMultiheadAttention(nn.Module):
         }
         values = self._heads(self.v_proj, value)
         attended = softmax_free_attention(
-            queries, keys, values, landmarks, impl=self.impl, **options
+            queries,
+            keys,
+            values,
+            landmarks,
+            group=self.context_group,
+            impl=self.impl,
+            **options,
         )
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
-        if padding is not None:
-            without_output = padding if is_self else padding.all(-1, keepdim=True)
+        without_output = padding
+        if not is_self:
+            # The part of this rank may be all padding where others' are not.
+            of_all = padding if self.context_group is None else landmark_padding
+            without_output = None if of_all is None else of_all.all(-1, keepdim=True)
+        if without_output is not None:
             output = output.masked_fill(without_output[..., None], 0)
         weights = None
         if need_weights:

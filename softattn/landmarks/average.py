@@ -1,9 +1,6 @@
 """Landmarks that are means over the cells of a partition."""
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,7 +8,9 @@ from torch import Tensor
 from softattn.common.padding import inverse_permutation, places_with_padding_last
 from softattn.common.precision import compute_dtype
 from softattn.common.validation import as_sizes
+from softattn.landmarks.cells import cells_of_grid
 from softattn.landmarks.sampler import LandmarkSampler, check_tokens_on_grid
+from softattn.landmarks.sums_of_cells import sums_of_cells
 
 
 class AvgPoolLandmarks(LandmarkSampler):
@@ -60,6 +59,31 @@ class AvgPoolLandmarks(LandmarkSampler):
             pooled = total / share.masked_fill(share == 0, 1)
         return pooled.to(tokens.dtype)
 
+    def forward_over_ranks(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        group: str,
+        num_prefix_tokens: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """See ``LandmarkSampler.forward_over_ranks``; m is the number asked for.
+
+        The ranks may be cut anywhere, also within a row of a map.
+        """
+        asked = self.num_landmarks
+        sums, sizes = sums_of_cells(
+            tokens,
+            grid,
+            key_padding_mask,
+            num_landmarks=[asked] if isinstance(asked, int) else list(asked),
+            num_prefix_tokens=num_prefix_tokens,
+            group=group,
+        )
+        means = sums / sizes.clamp(min=1)[:, None, :, None]
+        return means.to(tokens.dtype), sizes == 0
+
     def landmark_padding_mask(
         self, grid: Sequence[int], key_padding_mask: Tensor | None
     ) -> Tensor | None:
@@ -75,50 +99,11 @@ class AvgPoolLandmarks(LandmarkSampler):
 
     def bins(self, grid: Sequence[int]) -> tuple[int, ...]:
         """The number of landmarks along each dimension of ``grid``."""
-        if isinstance(self.num_landmarks, int):
-            # Dynamo traces through a cache, and warns of it.
-            split = _split_by_aspect if torch.compiler.is_compiling() else _cached_split
-            return split(self.num_landmarks, tuple(grid))
-        if len(self.num_landmarks) != len(grid):
-            raise ValueError(
-                f"num_landmarks={self.num_landmarks} has {len(self.num_landmarks)} dimensions and "
-                f"the grid {tuple(grid)} has {len(grid)}; give one number for each, or an int"
-            )
-        return tuple(map(_at_most, self.num_landmarks, grid))
+        return cells_of_grid(self.num_landmarks, grid)
 
     def extra_repr(self) -> str:
         """The number of landmarks."""
         return f"num_landmarks={self.num_landmarks}"
-
-
-def _at_most(count: int, size: int) -> int:
-    # ``min`` of a compiler's symbol is a symbol; a branch is settled when it is traced.
-    return count if size >= count else size
-
-
-def _split_by_aspect(count: int, grid: tuple[int, ...]) -> tuple[int, ...]:
-    """At most ``count`` cells, close to it in number and to the grid in aspect."""
-    if 0 in grid:
-        return tuple(min(1, size) for size in grid)
-    if len(grid) == 1:
-        return (_at_most(count, grid[0]),)
-    leading = product(*(range(1, min(size, count) + 1) for size in grid[:-1]))
-    splits = [
-        (*sizes, min(grid[-1], count // math.prod(sizes)))
-        for sizes in leading
-        if math.prod(sizes) <= count
-    ]
-    # Early versions of Dynamo know the key of ``sorted`` alone.
-    return sorted(splits, key=lambda bins: _elongation(bins, grid) - math.log(math.prod(bins)))[0]
-
-
-def _elongation(bins: tuple[int, ...], grid: tuple[int, ...]) -> float:
-    """The logarithm of the ratio of a cell's longest side to its shortest."""
-    sides = [math.log(size / number) for size, number in zip(grid, bins, strict=True)]
-    return max(sides) - min(sides)
-
-
-_cached_split = lru_cache(_split_by_aspect)
 
 
 def _mean_of_cells(

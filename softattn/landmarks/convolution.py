@@ -7,7 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from softattn.common.ranks import plain_sum_over_ranks, sum_over_ranks
 from softattn.common.validation import as_sizes, check_choice
+from softattn.landmarks.parts import Parts, exchange_parts
 from softattn.landmarks.sampler import LandmarkSampler, check_tokens_on_grid
 
 
@@ -83,12 +85,49 @@ class ConvLandmarks(LandmarkSampler):
         landmarks: Tensor = nn.functional.gelu(self.norm(cells)) * d**0.25
         return landmarks.to(tokens.dtype)
 
+    def forward_over_ranks(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        group: str,
+        num_prefix_tokens: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``LandmarkSampler.forward_over_ranks``; no cell may lie on two ranks."""
+        parts = exchange_parts(
+            tokens, grid, key_padding_mask, group=group, num_prefix_tokens=num_prefix_tokens
+        )
+        counts = self._counts_of_parts(parts)
+        grid = (parts.rows[parts.rank], *parts.grid[1:])
+        tokens = parts.without_prefix(tokens, 2)
+        padding = None
+        if key_padding_mask is not None:
+            padding = parts.without_prefix(key_padding_mask, 1)
+        elif parts.masked:
+            # Of other ranks.
+            padding = torch.zeros_like(tokens[:, 0, :, 0], dtype=torch.bool)
+        if counts[parts.rank]:
+            landmarks = self(tokens, grid, padding)
+        else:
+            # Empty slices keep tokens and parameters of this rank in the graph.
+            cell = tokens.new_zeros(*tokens.shape[:2], math.prod(self.stride), tokens.shape[3])
+            landmarks = self(cell, self.stride)[:, :, :0] + tokens[:, :, :0]
+        around = (sum(counts[: parts.rank]), sum(counts[parts.rank + 1 :]))
+        landmarks = sum_over_ranks(nn.functional.pad(landmarks, (0, 0, *around)), group)
+        if padding is None:
+            return landmarks, None
+        padded = self._padded_cells(grid, padding) if counts[parts.rank] else padding[:, :0]
+        padded = nn.functional.pad(padded.long(), around)
+        return landmarks, plain_sum_over_ranks(padded, group).bool()
+
     def landmark_padding_mask(
         self, grid: Sequence[int], key_padding_mask: Tensor | None
     ) -> Tensor | None:
         """See ``LandmarkSampler.landmark_padding_mask``."""
-        if key_padding_mask is None:
-            return None
+        return None if key_padding_mask is None else self._padded_cells(grid, key_padding_mask)
+
+    def _padded_cells(self, grid: Sequence[int], key_padding_mask: Tensor) -> Tensor:
         if key_padding_mask.numel() == 0:
             count = self._no_landmarks(torch.empty(1, 1, math.prod(grid), 1), tuple(grid)).shape[2]
             return key_padding_mask.new_ones(len(key_padding_mask), count)
@@ -109,6 +148,27 @@ class ConvLandmarks(LandmarkSampler):
             size // stride for size, stride in zip(maps.shape[2:], self.stride, strict=True)
         )
         return tokens.new_zeros(batch, heads, count, d)
+
+    def _counts_of_parts(self, parts: Parts) -> list[int]:
+        """How many landmarks each rank has.
+
+        Raises:
+            ValueError: a landmark is made of the tokens of several ranks.
+        """
+        self._divisible(torch.empty(1, 1, *parts.grid, device="meta"))
+        parts.check_whole_rows(
+            self.stride[0], f"landmarks are convolutions of stride {self.stride}"
+        )
+        if parts.masked and len(parts.grid) == 1:
+            parts.check_padding_is_last("a padded sequence is convolved as if it had no padding")
+        up = self.remainder == "pad"
+        return [
+            math.prod(
+                (size + up * (stride - 1)) // stride
+                for size, stride in zip((rows, *parts.grid[1:]), self.stride, strict=True)
+            )
+            for rows in parts.rows
+        ]
 
     def _divisible(self, maps: Tensor) -> Tensor:
         """Maps (batch, channels, *grid) whose grid the stride divides or may crop."""

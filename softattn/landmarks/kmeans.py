@@ -8,6 +8,7 @@ from torch import Tensor
 from softattn.backends.clusters import lloyd_step
 from softattn.common.padding import blank_padding
 from softattn.common.precision import without_autocast
+from softattn.common.ranks import own_prefix
 from softattn.common.validation import IMPLEMENTATIONS, check_choice
 from softattn.landmarks.average import AvgPoolLandmarks
 from softattn.landmarks.sampler import LandmarkSampler, check_tokens_on_grid
@@ -57,17 +58,27 @@ class KMeansLandmarks(LandmarkSampler):
         padding = self.landmark_padding_mask(grid, key_padding_mask)
         if landmarks.shape[2] == 0:
             return landmarks
-        tokens = blank_padding(tokens, key_padding_mask)
-        with without_autocast(tokens.device):
-            for _ in range(self.steps):
-                landmarks = lloyd_step(
-                    tokens,
-                    landmarks,
-                    key_padding_mask=key_padding_mask,
-                    landmark_padding_mask=padding,
-                    impl=self.impl,
-                )
-        return landmarks.to(tokens.dtype)
+        return self._moved(tokens, landmarks, key_padding_mask, padding)
+
+    def forward_over_ranks(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        group: str,
+        num_prefix_tokens: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """See ``LandmarkSampler.forward_over_ranks``; m is the number asked for."""
+        landmarks, padding = self.cells.forward_over_ranks(
+            tokens, grid, key_padding_mask, group=group, num_prefix_tokens=num_prefix_tokens
+        )
+        prefix = own_prefix(num_prefix_tokens, tokens.shape[2], group)
+        tokens = tokens[:, :, prefix:]
+        if key_padding_mask is not None:
+            key_padding_mask = key_padding_mask[:, prefix:]
+        landmarks = self._moved(tokens, landmarks, key_padding_mask, padding, group)
+        return landmarks, padding
 
     def landmark_padding_mask(
         self, grid: Sequence[int], key_padding_mask: Tensor | None
@@ -78,3 +89,25 @@ class KMeansLandmarks(LandmarkSampler):
     def extra_repr(self) -> str:
         """The number of steps; the cells print their own number."""
         return f"steps={self.steps}, impl={self.impl!r}"
+
+    def _moved(
+        self,
+        tokens: Tensor,
+        landmarks: Tensor,
+        key_padding_mask: Tensor | None,
+        padding: Tensor | None,
+        group: str | None = None,
+    ) -> Tensor:
+        """The landmarks after the steps."""
+        tokens = blank_padding(tokens, key_padding_mask)
+        with without_autocast(tokens.device):
+            for _ in range(self.steps):
+                landmarks = lloyd_step(
+                    tokens,
+                    landmarks,
+                    key_padding_mask=key_padding_mask,
+                    landmark_padding_mask=padding,
+                    impl=self.impl,
+                    group=group,
+                )
+        return landmarks.to(tokens.dtype)

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from softattn.common.padding import inverse_permutation, places_with_padding_last
+from softattn.common.ranks import own_prefix
 from softattn.common.validation import as_sizes, check_cu_seqlens, check_floating, check_mask
 
 
@@ -36,6 +37,38 @@ class LandmarkSampler(nn.Module, ABC):
         self, grid: Sequence[int], key_padding_mask: Tensor | None
     ) -> Tensor | None:
         """(batch, m), True where a landmark's cell is all padding; None without a mask."""
+
+    def forward_over_ranks(
+        self,
+        tokens: Tensor,
+        grid: Sequence[int] | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        group: str,
+        num_prefix_tokens: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The landmarks of a sequence that the ranks of a process group share, on every rank.
+
+        Args:
+            tokens: (batch, heads, n, d), this rank's part of the sequence.
+            grid: the sizes of this part, cut along its first dimension, or on every rank those of
+                the whole sequence; one dimension by default.
+            key_padding_mask: (batch, n), True where a token of this part is padding. In one
+                dimension padding is last in each part.
+            group: the name of the group.
+            num_prefix_tokens: how many tokens at the beginning of the first rank's part are left
+                out.
+
+        Returns:
+            Landmarks (batch, heads, m, d), and (batch, m), True where one is padding, or None.
+
+        Raises:
+            ValueError: the parts of the ranks do not fit each other; on every rank.
+        """
+        raise TypeError(
+            f"{type(self).__name__} does not pool landmarks over several ranks; use one that has "
+            "forward_over_ranks, such as softattn.AvgPoolLandmarks"
+        )
 
     def forward_varlen(
         self, tokens: Tensor, cu_seqlens: Tensor, *, num_prefix_tokens: int = 0
@@ -84,6 +117,7 @@ def pool_landmarks(
     *,
     grid: Sequence[int] | None = None,
     num_prefix_tokens: int = 0,
+    group: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The landmarks of the keys after the prefix, and which of them come from padding alone.
 
@@ -95,6 +129,8 @@ def pool_landmarks(
         key_padding_mask: (batch, n), True where a token is padding.
         grid: sizes whose product is n − num_prefix_tokens; one dimension by default.
         num_prefix_tokens: how many tokens before the grid are left out of the landmarks.
+        group: the name of a process group whose ranks share the keys, see
+            ``LandmarkSampler.forward_over_ranks``.
 
     Returns:
         (batch, heads, m, d), and (batch, m) or None.
@@ -102,6 +138,16 @@ def pool_landmarks(
     Raises:
         ValueError: the grid does not hold the keys after the prefix.
     """
+    if group is not None:
+        if key_padding_mask is not None and (grid is None or len(grid) == 1):
+            prefix = own_prefix(num_prefix_tokens, keys.shape[2], group)
+            in_grid = torch.arange(keys.shape[2], device=keys.device) >= prefix
+            order = inverse_permutation(places_with_padding_last(key_padding_mask & in_grid))
+            key_padding_mask = key_padding_mask.gather(1, order)
+            keys = keys.take_along_dim(order[:, None, :, None], 2)
+        return sampler.forward_over_ranks(
+            keys, grid, key_padding_mask, group=group, num_prefix_tokens=num_prefix_tokens
+        )
     tokens = keys[:, :, num_prefix_tokens:]
     grid = check_grid(grid, tokens.shape[2])
     padding = None
@@ -129,14 +175,24 @@ def check_grid(grid: Sequence[int] | None, n: int) -> tuple[int, ...]:
     Raises:
         ValueError: not one to three dimensions, or a product that is not n.
     """
-    sizes = (n,) if grid is None else as_sizes("grid", grid, dimensions=1)
-    if not 1 <= len(sizes) <= 3 or min(sizes) < 0:
-        raise ValueError(f"grid must have one, two or three dimensions, got {sizes}")
+    sizes = check_dimensions((n,) if grid is None else grid)
     if math.prod(sizes) != n:
         raise ValueError(
             f"grid {sizes} holds {math.prod(sizes)} tokens, got {n} tokens (prefix tokens are not "
             "in the grid: num_prefix_tokens says how many there are)"
         )
+    return sizes
+
+
+def check_dimensions(grid: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of a grid as a tuple.
+
+    Raises:
+        ValueError: not one to three dimensions.
+    """
+    sizes = as_sizes("grid", grid, dimensions=1)
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 0:
+        raise ValueError(f"grid must have one, two or three dimensions, got {sizes}")
     return sizes
 
 

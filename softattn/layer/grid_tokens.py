@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from softattn.common.padding import inverse_permutation, places_with_padding_last
+from softattn.common.ranks import own_prefix
 from softattn.common.validation import check_mask
-from softattn.landmarks.sampler import check_grid
+from softattn.landmarks.sampler import check_dimensions, check_grid
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class TokenBatch:
     """Tokens on a grid, with zeros for padding and, in a sequence, the padding moved to the end.
 
     features: (batch, n, embed_dim).
-    grid: sizes whose product is n − num_prefix_tokens.
+    grid: sizes whose product is n − num_prefix_tokens, or of a sequence that ranks share that of
+        all their tokens.
     padding: (batch, n), True where a token is padding, or None.
     places: (batch, n), the new place of each token of the sequence, or None if none has moved.
     """
@@ -46,8 +48,12 @@ def arrange_tokens(
     grid: Sequence[int] | None,
     key_padding_mask: Tensor | None,
     num_prefix_tokens: int,
+    group: str | None = None,
 ) -> TokenBatch:
     """Makes a ``TokenBatch`` of (batch, n, embed_dim) or (batch, *grid, embed_dim).
+
+    With a ``group`` they are this rank's part, and the first rank has the prefix; whether the parts
+    make a grid is checked over all ranks, see ``landmarks.parts``.
 
     Raises:
         TypeError: the mask is not bool.
@@ -68,11 +74,15 @@ def arrange_tokens(
             key_padding_mask = key_padding_mask.flatten(1)
     x = x.flatten(1, -2)
     batch, n, _ = x.shape
-    if not 0 <= num_prefix_tokens <= n:
+    if not 0 <= num_prefix_tokens <= (n if group is None else num_prefix_tokens):
         raise ValueError(
             f"num_prefix_tokens must lie between 0 and the {n} tokens, got {num_prefix_tokens}"
         )
-    grid = check_grid(grid, n - num_prefix_tokens)
+    num_prefix_tokens = own_prefix(num_prefix_tokens, n, group)
+    if group is None:
+        grid = check_grid(grid, n - num_prefix_tokens)
+    else:
+        grid = check_dimensions((n - num_prefix_tokens,) if grid is None else grid)
     check_mask("key_padding_mask", key_padding_mask, (batch, n), x.device)
     places = None
     if key_padding_mask is not None:

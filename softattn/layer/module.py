@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from softattn.attention import softmax_free_attention, softmax_free_attention_varlen
 from softattn.common.identity import without_repetition
 from softattn.common.precision import autocasts
+from softattn.common.ranks import SharesSequence
 from softattn.common.validation import (
     check_causal,
     check_floating,
@@ -19,13 +20,18 @@ from softattn.common.validation import (
 )
 from softattn.factors import AttentionFactors, attention_factors
 from softattn.landmarks import AvgPoolLandmarks, LandmarkSampler, check_sampler
+from softattn.landmarks.parts import exchange_parts
 from softattn.layer.grid_tokens import TokenBatch, arrange_tokens
 from softattn.layer.packed_tokens import PackedTokens, as_packed, is_packed
-from softattn.layer.value_conv import convolve_values, make_value_conv
+from softattn.layer.value_conv import (
+    check_parts_for_value_conv,
+    convolve_values,
+    make_value_conv,
+)
 from softattn.pinv import resolve_pinv
 
 
-class SoftmaxFreeAttention(nn.Module):
+class SoftmaxFreeAttention(SharesSequence):
     """Multi-head softmax-free attention, linear in the number of tokens.
 
     Queries and keys share one projection, as in SOFT (NeurIPS 2021); cross-attention shares it too.
@@ -162,6 +168,7 @@ class SoftmaxFreeAttention(nn.Module):
             context_cu_seqlens = None if context is None else context_cu_seqlens
         self._check_value_conv(context)
         if is_packed(x, cu_seqlens) or is_packed(context, context_cu_seqlens):
+            self.check_one_rank("sequences of different lengths")
             if grid is not None or key_padding_mask is not None:
                 raise ValueError(
                     "sequences of different lengths have one dimension each and no padding: leave "
@@ -192,17 +199,23 @@ class SoftmaxFreeAttention(nn.Module):
             near_field=self.near_field,
             key_padding_mask=source.padding,
             landmark_padding_mask=inputs.landmark_padding_mask,
+            group=self.context_group,
             impl=self.impl,
         )
         if self.value_conv is not None:
             if source.padding is not None:
                 values = values.masked_fill(source.padding[:, None, :, None], 0)
-            attended = attended + convolve_values(self.value_conv, values, source.grid)
+            attended = attended + self._convolved(values, source)
         output: Tensor = self.out_proj(rearrange(attended, "b h n d -> b n (h d)"))
         if context is None:
             output = source.restore(output)
-        elif source.padding is not None:
-            output = output.masked_fill(source.padding.all(-1)[:, None, None], 0)
+        else:
+            padding = source.padding
+            if self.context_group is not None and num_prefix_tokens == 0:
+                # The part of this rank may be all padding where others' are not.
+                padding = inputs.landmark_padding_mask
+            if padding is not None:
+                output = output.masked_fill(padding.all(-1)[:, None, None], 0)
         return output.reshape(x.shape)
 
     def attention_factors(
@@ -233,8 +246,9 @@ class SoftmaxFreeAttention(nn.Module):
 
         Raises:
             TypeError: see ``forward``.
-            ValueError: see ``forward``.
+            ValueError: see ``forward``; or ranks share the sequence.
         """
+        self.check_one_rank("attention_factors")
         x, context = without_repetition(x, context)
         inputs = self._project(x, context, grid, key_padding_mask, num_prefix_tokens)
         source = inputs.source
@@ -281,17 +295,48 @@ class SoftmaxFreeAttention(nn.Module):
                     + (self._advice(name, tokens) if is_map else "")
                 )
         source = arrange_tokens(
-            x if context is None else context, grid, key_padding_mask, num_prefix_tokens
+            x if context is None else context,
+            grid,
+            key_padding_mask,
+            num_prefix_tokens,
+            self.context_group,
         )
         keys = self._query_heads(source.features)
-        where = (source.grid, source.grid_padding)
+        if self.context_group is None:
+            where = (source.grid, source.grid_padding)
+            landmarks = self.landmarks(keys[:, :, num_prefix_tokens:], *where)
+            landmark_padding_mask = self.landmarks.landmark_padding_mask(*where)
+        else:
+            landmarks, landmark_padding_mask = self.landmarks.forward_over_ranks(
+                keys,
+                source.grid,
+                source.padding,
+                group=self.context_group,
+                num_prefix_tokens=num_prefix_tokens,
+            )
         return _Projected(
             source,
             keys if context is None else self._query_heads(x.flatten(1, -2)),
             None if context is None else keys,
-            self.landmarks(keys[:, :, num_prefix_tokens:], *where),
-            self.landmarks.landmark_padding_mask(*where),
+            landmarks,
+            landmark_padding_mask,
         )
+
+    def _convolved(self, values: Tensor, source: TokenBatch) -> Tensor:
+        """The value convolution of this rank's tokens, (batch, heads, n, d)."""
+        assert self.value_conv is not None
+        grid = source.grid
+        if self.context_group is not None:
+            # The sampler has checked the prefix.
+            parts = exchange_parts(
+                values[:, :, source.num_prefix_tokens :],
+                grid,
+                source.grid_padding,
+                group=self.context_group,
+                num_prefix_tokens=0,
+            )
+            grid = check_parts_for_value_conv(self.value_conv, parts)
+        return convolve_values(self.value_conv, values, grid, self.context_group)
 
     def _advice(self, name: str, tokens: Tensor) -> str:
         """How tokens of another width may become what the layer takes."""

@@ -7,13 +7,21 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from softattn.common.ranks import size_and_rank, swap_with_neighbours
 from softattn.common.validation import as_sizes
+from softattn.landmarks.parts import Parts
 
 
 def convolve_values(
-    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, values: Tensor, grid: tuple[int, ...]
+    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+    values: Tensor,
+    grid: tuple[int, ...],
+    group: str | None = None,
 ) -> Tensor:
-    """The value convolution over the grid, 0 at the tokens before it: (batch, heads, n, d)."""
+    """The value convolution over the grid, 0 at the tokens before it: (batch, heads, n, d).
+
+    With a ``group`` the grid is this rank's part, and rows of its neighbours are around it.
+    """
     prefix, dimensions = values.shape[2] - math.prod(grid), len(convolution.kernel_size)
     if len(grid) != dimensions:
         raise ValueError(
@@ -23,7 +31,15 @@ def convolve_values(
     if values.numel() == 0 or 0 in grid:
         return torch.zeros_like(values)
     maps = rearrange(values[:, :, prefix:], "b h n d -> (b d) h n").unflatten(-1, grid)
-    local = rearrange(convolution(maps).flatten(2), "(b d) h n -> b h n d", b=values.shape[0])
+    halo = convolution.kernel_size[0] // 2
+    if group is not None and halo and size_and_rank(group)[0] > 1:
+        rows = maps.movedim(2, 0)
+        before, after = swap_with_neighbours(rows[:halo], rows[-halo:], group)
+        wider = convolution(torch.cat([before, rows, after]).movedim(0, 2))
+        convolved = wider[:, :, halo : halo + grid[0]]
+    else:
+        convolved = convolution(maps)
+    local = rearrange(convolved.flatten(2), "(b d) h n -> b h n d", b=values.shape[0])
     return nn.functional.pad(local, (0, 0, prefix, 0))
 
 
@@ -55,3 +71,21 @@ def make_value_conv(
         device=device,
         dtype=dtype,
     )
+
+
+def check_parts_for_value_conv(
+    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, parts: Parts
+) -> tuple[int, ...]:
+    """The grid of this rank's part, if each part has all the rows that its neighbours need.
+
+    Raises:
+        ValueError: a part does not begin with a row, or has too few.
+    """
+    reason = f"value_conv={convolution.kernel_size} reads the rows before and after a part"
+    parts.check_whole_rows(1, reason)
+    halo = convolution.kernel_size[0] // 2
+    if len(parts.rows) > 1 and min(parts.rows) < halo:
+        raise ValueError(
+            f"{reason}, so each rank must have at least {halo} of them, got {parts.rows}"
+        )
+    return (parts.rows[parts.rank], *parts.grid[1:])

@@ -57,12 +57,13 @@ def landmark_attention(
     key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,
+    group: str | None,
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
     padding = _words(key_padding_mask)
     weights = None if key_weights is None else key_weights.squeeze(-1)
     output, *_ = _through_landmarks(
-        query, key, value, landmarks, middle.float(), weights, padding, scale, quotient
+        query, key, value, landmarks, middle.float(), weights, padding, scale, quotient, group or ""
     )
     return output
 

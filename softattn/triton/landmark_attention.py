@@ -8,6 +8,7 @@ from torch import Tensor
 from softattn.common.precision import without_autocast
 from softattn.common.products import matmul
 from softattn.common.quotient import FLOOR, underflow
+from softattn.common.ranks import plain_sum_over_ranks
 from softattn.triton.registration import (
     center_of,
     contiguous_like,
@@ -33,6 +34,7 @@ def landmark_attention(
     padding: Tensor | None,
     scale: float,
     quotient: bool,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """O = P_q M P_kᵀ V, or with ``quotient`` that over P_q M P_kᵀ 1 with the exact diagonal.
 
@@ -49,12 +51,18 @@ def landmark_attention(
             is 0.
         scale: s.
         quotient: whether rows are divided by their sums, with the exact diagonal in self-attention.
+        group: the name of the process group of the ranks that the keys are spread over, or "".
 
     Returns:
         O (batch, heads, n_q, d_v) in the dtype of V, and for the gradient P_kᵀ [wV, w] and, empty
         where there is none, the denominator, the diagonal and the shift of each row of P_q.
     """
-    from softattn.kernels import Diagonal, landmarks_to_tokens, tokens_to_landmarks
+    from softattn.kernels import (
+        Diagonal,
+        add_stretches,
+        landmarks_to_tokens,
+        tokens_to_landmarks,
+    )
 
     common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
     keys = query if key is None else key
@@ -68,6 +76,8 @@ def landmark_attention(
         with_ones=quotient,
         **common,
     )
+    if group:
+        partial = plain_sum_over_ranks(add_stretches(partial), group)[:, :, None]
     has_diagonal = quotient and key is None
     sums, weights, pieces = _weights(
         partial, middle, value.shape[3], value.dtype, with_middle=has_diagonal
@@ -89,7 +99,7 @@ def landmark_attention(
 
 
 @shapes_of(landmark_attention)
-def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotient):  # type: ignore[no-untyped-def]
+def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotient, group=""):  # type: ignore[no-untyped-def]
     batch, heads, n_q, _ = query.shape
     m, d_v = landmarks.shape[2], value.shape[3]
     wide = torch.float32
@@ -123,6 +133,7 @@ def landmark_attention_gradient(
     row_shift: Tensor,
     scale: float,
     quotient: bool,
+    group: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dQ, dK, dV, dL, dM and dw of ``landmark_attention``.
 
@@ -182,6 +193,9 @@ def landmark_attention_gradient(
         of_diagonal = None
         partial = tokens_to_landmarks(landmarks, query, grad, padding=query_padding, **common)
     grad_sums, grad_middle = _weights_gradient(partial, of_diagonal, middle, sums, d_v, dtype)
+    if group:
+        of_all = plain_sum_over_ranks(add_stretches(partial), group)[:, :, None]
+        grad_sums, _ = _weights_gradient(of_all, None, middle, sums, d_v, dtype)
     # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
     keys = KeyTerms(value, grad_sums, key_weights, own_key_weights)
     common["scale"] = scale

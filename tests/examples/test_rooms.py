@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "quickstart": {"card"},
     "segmentation": {"dense", "models", "training"},
     "attention_maps": {"card", "quickstart"},
+    "gigapixel": {"card"},
 }
 
 

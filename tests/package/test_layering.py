@@ -26,6 +26,7 @@ ALLOWED = {
     "attention": {"backends", "common", "pinv"},
     "factors": {"backends", "common", "eager", "pinv"},
     "layer": {"attention", "common", "factors", "landmarks", "pinv"},
+    "distributed": {"common"},
     "integrations": {"attention", "common", "factors", "landmarks", "layer", "pinv"},
     "plots": {"common", "factors"},
     "flops": {"eager", "triton"},

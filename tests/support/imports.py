@@ -6,7 +6,7 @@ from pathlib import Path
 import softattn
 
 # The public modules. All other public names are imported from the package itself.
-MODULES = {"flops", "integrations", "plots", "reference"}
+MODULES = {"distributed", "flops", "integrations", "plots", "reference"}
 
 
 def imports_of(path: Path) -> set[str]:
