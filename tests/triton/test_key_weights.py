@@ -14,7 +14,7 @@ from softattn.triton.backend import weigh_keys as weigh_keys_on_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-few = settings(max_examples=max(settings.default.max_examples // 3, 1))
+few = settings(max_examples=max(settings.default.max_examples // 10, 1))
 SCALE = 0.5
 
 
@@ -26,14 +26,14 @@ def weights_and_gradient(weigh, keys, mask):
     return weights, torch.autograd.grad(projection, keys)[0]
 
 
+# The range of log w is below 8, or above it.
+@pytest.mark.parametrize("spread", [0.3, 4.0])
+@pytest.mark.parametrize("ties", [False, True])
 @few
 @given(
-    n=st.integers(1, 200),
-    d=st.integers(1, 20),
+    n=st.integers(2, 150),
+    d=st.integers(5, 20),
     seed=seeds,
-    # The range of log w is below 8, or above it.
-    spread=st.sampled_from([0.3, 1.0, 4.0]),
-    ties=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     data=st.data(),
 )
@@ -41,8 +41,9 @@ def test_weights_and_gradient_are_within_budget(device, n, d, seed, spread, ties
     keys = normal(2, 2, n, d, seed=seed, spread=spread).to(dtype)
     if ties:
         norms = keys.double().square().sum(-1, keepdim=True)
-        for extreme in (norms.argmax(2, keepdim=True), norms.argmin(2, keepdim=True)):
-            keys[:, :, :1] = keys.gather(2, extreme.expand(2, 2, 1, d))
+        extremes = torch.cat([norms.argmax(2, keepdim=True), norms.argmin(2, keepdim=True)], 2)
+        keys = torch.cat([keys, keys.gather(2, extremes.expand(2, 2, 2, d))], 2)
+        n += 2
     mask = data.draw(st.none() | padding_masks(2, n))
     filled = keys if mask is None else keys.masked_fill(mask[:, None, :, None], float("nan"))
     on_device = None if mask is None else mask.to(device)

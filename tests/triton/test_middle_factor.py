@@ -65,7 +65,7 @@ def test_factor_and_gradient_are_within_budget(
         assert_within_budget(a.detach().cpu(), t.detach(), baseline=p.detach(), magnitude=magnitude)
 
 
-@pytest.mark.parametrize("m", [47, 64, 97, MOST_LANDMARKS])
+@pytest.mark.parametrize("m", [47, MOST_LANDMARKS])
 @pytest.mark.parametrize("normalization", ["none", "landmark"])
 def test_sizes_of_several_tiles(device, kernel_tiles, m, normalization):
     if kernel_tiles == "small tiles" and m > 64:
