@@ -152,6 +152,7 @@ FLOAT32_ON_WARP_GROUPS: Table = {
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {
+    "quotient_gradient": {64: ((32, 64, 4, 1),)},
     "token_gradient": {64: ((32, 64, 8, 1), (32, 64, 4, 1))},
 }
 _HALF_BY_GENERATION = {9: HALF_ON_WARP_GROUPS, 10: HALF_ON_TENSOR_MEMORY}

@@ -157,7 +157,7 @@ def _quotient_gradient(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     DIAGONAL: tl.constexpr = diagonal_ptr is not None
-    blocks = 1 if ONE_BLOCK else blocks_of(m, BLOCK_M)
+    blocks = blocks_of(m, BLOCK_M)
     columns = blocks if DIAGONAL else 1
     unit, pair, batch, head, number = pair_of_program(heads, stretches, blocks * columns)
     x_ptr += batch * x_batch + head * x_head
