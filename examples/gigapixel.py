@@ -209,17 +209,17 @@ def _draw(attention: list[Tensor], ranks: int, tiles: int) -> None:
     weights = torch.cat(attention).clamp(min=0)
     picture = mosaic(0, tiles * TILE[0], tiles)[0].unflatten(-1, (PATCH**2, 3)).mean(2)
     with matplotlib.rc_context(card.STYLE):
-        figure = Figure(figsize=(11, 3.9), layout="constrained")
+        figure = Figure(figsize=(11, 4.3), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.imshow(((picture + 1) / 2).clamp(0, 1))
         right.imshow(weights / weights.quantile(0.999).clamp(min=1e-12), vmin=0, vmax=1)
         for panel, title in ((left, "the picture"), (right, "attention of the middle patch")):
             panel.plot(picture.shape[1] // 2, picture.shape[0] // 2, "+", color="w", markersize=12)
-            panel.set_title(title)
+            panel.set_title(title, pad=10)
             panel.axis("off")
             for rank in range(1, ranks):
                 panel.axhline(picture.shape[0] * rank / ranks, color="w", linewidth=0.8)
-        figure.savefig(FOLDER / f"attention_{ranks}.png", dpi=110)
+        figure.savefig(FOLDER / f"attention_{ranks}.png", dpi=90)
 
 
 def _start_peak() -> int:
