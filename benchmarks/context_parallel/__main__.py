@@ -1,8 +1,8 @@
 """One sequence over 1, 2 and 4 processes of this machine, and derived times for many GPUs.
 
 Each process has one thread and a contiguous part of the tokens. Times are for forward and backward
-of self-attention without projections, with landmarks from the tokens. Memory is the growth of a
-process's peak, with its inputs, output and gradients. The traffic of ring attention is computed:
+of self-attention without projections, with landmarks from the tokens. CPU time is that of one
+process: others on the machine hardly lengthen it. Memory is the growth of a process's peak, with its inputs, output and gradients. The traffic of ring attention is computed:
 PyTorch's runs on GPUs only. Ctrl-C keeps what is finished.
 """
 
@@ -47,14 +47,8 @@ def ring_bytes(cell: Cell, workload: Workload) -> int:
 
 def _measured_table(cells: list[Cell], workload: Workload) -> Table:
     headings = (
-        "tokens",
-        "processes",
-        "time",
-        "of one",
-        "peak",
-        "of one",
-        "given",
-        "ring attention",
+        *("tokens", "processes", "time", "of one", "CPU time", "of one", "peak", "of one"),
+        *("given", "ring attention"),
     )
     table = new_table("forward and backward, by process", *headings, left=0)
     one = {cell.tokens: cell for cell in cells if cell.ranks == 1}
@@ -65,6 +59,8 @@ def _measured_table(cells: list[Cell], workload: Workload) -> Table:
             str(cell.ranks),
             seconds_text(cell.seconds),
             "" if whole is None else f"{cell.seconds / whole.seconds:.2f}",
+            seconds_text(cell.cpu_seconds),
+            "" if whole is None else f"{cell.cpu_seconds / whole.cpu_seconds:.2f}",
             bytes_text(cell.peak_bytes),
             "" if whole is None else f"{cell.peak_bytes / whole.peak_bytes:.2f}",
             bytes_text(cell.given_bytes),

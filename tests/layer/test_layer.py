@@ -248,7 +248,7 @@ def test_repr():
     text = repr(SoftmaxFreeAttention(8, 2, normalization="token", value_conv=5))
     for part in (
         "embed_dim=8, num_heads=2, head_dim=4, normalization='token', "
-        "scale=None, qk_norm=False, impl='auto'",
+        "scale=None, qk_norm=False, near_field=1, impl='auto'",
         "NewtonPinv(method='minimax', ridge=0.01)",
         "AvgPoolLandmarks(num_landmarks=49)",
         "kernel_size=(5, 5)",

@@ -161,9 +161,9 @@ def check_fewer_tokens_than_landmarks(ranks):
 def check_cross_attention(ranks):
     context = normal(2, N, 8, seed=7).requires_grad_()
     x = normal(2, 6, 8).requires_grad_()
-    # The first sample is all padding, the second one all but on one rank.
-    padding = torch.zeros(2, N, dtype=torch.bool)
-    padding[0], padding[1, 1:] = True, True
+    # The first sample is all padding, the second one all but on one rank, which has no queries.
+    padding = torch.ones(2, N, dtype=torch.bool)
+    padding[1, -1] = False
     for own, normalization in itertools.product(ranks, NORMALIZATIONS):
         module = layer(normalization=normalization)
         for mask in (None, padding):
