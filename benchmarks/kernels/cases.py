@@ -27,8 +27,6 @@ class Case:
     padded: whether tokens, and in exact attention keys, may be padding.
     tokens: n, of each head.
     device: where the tensors are; numbers on a real one are random.
-    heads_between: whether memory has the heads of a token next to each other, as a layer's
-        projection has, instead of the tokens of a head.
     """
 
     variant: str
@@ -38,7 +36,6 @@ class Case:
     padded: bool = False
     tokens: int = 4096
     device: str = "meta"
-    heads_between: bool = False
 
     def __str__(self) -> str:
         """What tests and tables call it."""
@@ -58,9 +55,6 @@ class _Inputs:
     def rows(self, number: int, columns: int, *, float32: bool = False) -> Tensor:
         dtype = torch.float32 if float32 else DTYPES[self.case.dtype]
         shape = (_BATCH, _HEADS, number, columns)
-        if self.case.heads_between and not float32:
-            shape = (_BATCH, number, _HEADS, columns)
-            return torch.randn(shape, dtype=dtype, device=self.case.device).transpose(1, 2)
         return torch.randn(shape, dtype=dtype, device=self.case.device)
 
     @cached_property

@@ -116,7 +116,6 @@ FLOAT32: Table = {
     "token_gradient_diagonal": {256: ((16, 16, 8, 1),)},
     "landmark_weights": HALF["landmark_weights"],
     "nearest_landmarks": {
-        64: ((32, 32, 4, 1),),
         128: ((16, 32, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
@@ -153,7 +152,10 @@ FLOAT32_ON_WARP_GROUPS: Table = {
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {
     "quotient_gradient": {64: ((32, 64, 4, 1),)},
-    "token_gradient": {64: ((32, 64, 8, 1), (32, 64, 4, 1))},
+    "token_gradient": {
+        64: ((32, 64, 8, 1), (32, 64, 4, 1)),
+        128: ((32, 32, 4, 1), (16, 16, 4, 1)),
+    },
 }
 _HALF_BY_GENERATION = {9: HALF_ON_WARP_GROUPS, 10: HALF_ON_TENSOR_MEMORY}
 _FLOAT32_BY_GENERATION = {9: FLOAT32_ON_WARP_GROUPS}

@@ -146,13 +146,13 @@ def landmarks_to_tokens(
 @triton.jit(do_not_specialize=CHANGING)
 def _landmarks_to_tokens(
     # tokens and landmarks
-    x_ptr, x_batch, x_head, x_row,
-    l_ptr, l_batch, l_head, l_row,
+    x_ptr, x_batch, x_head, x_row: tl.constexpr,
+    l_ptr, l_batch, l_head, l_row: tl.constexpr,
     center_ptr, padding_ptr, l_padding_ptr,
     # W, and z of a quotient
-    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row, z_ptr,
+    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
     # V, M and the keys' weights of the diagonal
-    v_ptr, v_batch, v_head, v_row,
+    v_ptr, v_batch, v_head, v_row: tl.constexpr,
     middle_ptr, middle_rest_ptr, middle_unit_ptr, key_weight_ptr,
     # outputs
     o_ptr, denominator_ptr, diagonal_ptr, shift_ptr,

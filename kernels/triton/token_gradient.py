@@ -250,17 +250,17 @@ def _queries_then_keys(
 @triton.jit(do_not_specialize=CHANGING)
 def _token_gradient(
     # tokens and landmarks
-    x_ptr, x_batch, x_head, x_row,
-    l_ptr, l_batch, l_head, l_row,
+    x_ptr, x_batch, x_head, x_row: tl.constexpr,
+    l_ptr, l_batch, l_head, l_row: tl.constexpr,
     center_ptr, padding_ptr, l_padding_ptr,
     # tokens as queries: G, W and z, D̃, dD̃, c, dc, M + Mᵀ and the shift
-    g_ptr, g_batch, g_head, g_row,
-    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row, z_ptr,
+    g_ptr, g_batch, g_head, g_row: tl.constexpr,
+    w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
     denominator_ptr, dd_ptr, diagonal_ptr, dc_ptr,
     middle_ptr, middle_rest_ptr, middle_unit_ptr, shift_ptr, floor,
     # tokens as keys: V, dS and du, w and the diagonal's share of dw
-    v_ptr, v_batch, v_head, v_row,
-    ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row, du_ptr,
+    v_ptr, v_batch, v_head, v_row: tl.constexpr,
+    ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row: tl.constexpr, du_ptr,
     key_weight_ptr, own_dkey_weight_ptr,
     # outputs; of dL one for each stretch
     dx_ptr, dv_ptr, dkey_weight_ptr, dl_ptr,

@@ -132,12 +132,11 @@ COMPILATIONS = list(dict.fromkeys(compilations()))
 # features.
 MOST_STACK = {
     ("landmarks_to_tokens", "float32", 128): 384,
-    ("gradient, diagonal and weights", "bfloat16", 64): 272,
+    ("gradient, diagonal and weights", "bfloat16", 64): 280,
     ("gradient, diagonal and weights", "float16", 64): 256,
     # Strides that are arguments, not constants, take the registers.
     ("sums with weights", "bfloat16", 64): 16,
     ("quotient gradient, diagonal and weights", "bfloat16", 64): 16,
-    ("gradient", "bfloat16", 64): 8,
     ("answer, diagonal and weights", "float32", 64): 16,
     ("answer, quotient", "bfloat16", 128): 32,
     ("gradient, diagonal and weights", "float32", 64): 512,
@@ -195,7 +194,7 @@ def test_compiles_for_target(case, target, compiled):
             assert resources.stack <= most, resources
 
 
-def test_lengths_and_layouts_compile_nothing_anew():
+def test_lengths_compile_nothing_anew():
     of_attention = (
         *("sums with weights", "answer, diagonal and weights"),
         *("quotient gradient, diagonal and weights", "gradient, diagonal and weights"),
@@ -203,10 +202,9 @@ def test_lengths_and_layouts_compile_nothing_anew():
         *("key weights", "small sums"),
     )
     cases = [
-        Case(variant, 64, 49, tokens=tokens, heads_between=heads_between)
+        Case(variant, 64, 49, tokens=tokens)
         for variant in of_attention
         for tokens in (33, 1024, 3137, 70_001)
-        for heads_between in (False, True)
     ]
     with compiler_processes(1) as executor:
         compiled = executor.submit(variants, cases, TARGETS["sm_90"]).result()
