@@ -2,8 +2,9 @@
 
 Each process has one thread and a contiguous part of the tokens. Times are for forward and backward
 of self-attention without projections, with landmarks from the tokens. CPU time is that of one
-process: others on the machine hardly lengthen it. Memory is the growth of a process's peak, with its inputs, output and gradients. The traffic of ring attention is computed:
-PyTorch's runs on GPUs only. Ctrl-C keeps what is finished.
+process: others on the machine hardly lengthen it. Memory is the growth of a process's peak, with
+its inputs, output and gradients. The traffic of ring attention is computed: PyTorch's runs on GPUs
+only. Ctrl-C keeps what is finished.
 """
 
 import argparse
