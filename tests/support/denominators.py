@@ -32,7 +32,7 @@ def denominator_and_terms(problem) -> tuple[Tensor, Tensor]:
     a = reference.gaussian_kernel(wide.landmarks, wide.landmarks, wide.scale)
     inverse = torch.linalg.inv(a + 0.01 * torch.eye(a.shape[-1], dtype=a.dtype))
     z = inverse @ (p_k * weights).sum(2).unsqueeze(-1)
-    restored = torch.zeros_like(p[..., :1] * p_k[..., :1].mT)
+    restored = p.new_zeros(*p.shape[:-1], p_k.shape[-2])
     if problem.key is None:
         runs = problem.runs()
         in_one_run = runs.unsqueeze(-1) == runs.unsqueeze(-2)
