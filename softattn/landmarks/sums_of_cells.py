@@ -163,7 +163,13 @@ class _SumsOfCells(torch.autograd.Function):
         return _gradient(grad, *ctx.saved_tensors, *options), None, None, None, None, None
 
 
-@torch.library.custom_op("softattn::sums_of_cells", mutates_args=())
+# torch 2.6 cannot infer schemas from these annotations.
+@torch.library.custom_op(
+    "softattn::sums_of_cells",
+    mutates_args=(),
+    schema="(Tensor tokens, Tensor? padding, SymInt[]? grid, SymInt[] num_landmarks, "
+    "SymInt num_prefix_tokens, str group) -> (Tensor, Tensor, Tensor)",
+)
 def _forward(
     tokens: Tensor,
     padding: Tensor | None,
@@ -191,7 +197,12 @@ def _(tokens, padding, grid, num_landmarks, num_prefix_tokens, group):  # type: 
     )
 
 
-@torch.library.custom_op("softattn::sums_of_cells_gradient", mutates_args=())
+@torch.library.custom_op(
+    "softattn::sums_of_cells_gradient",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor tokens, Tensor? padding, Tensor table, SymInt[] num_landmarks, "
+    "str group) -> Tensor",
+)
 def _gradient(
     grad: Tensor,
     tokens: Tensor,
