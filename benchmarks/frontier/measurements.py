@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Way:
     """A way to spend time: how landmarks are chosen, and further options of the operator."""
 
     sampler: Callable[[int], LandmarkSampler]
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 WAYS = {
@@ -97,6 +98,6 @@ def _call(way: Way, m: int, side: int, query: Tensor, value: Tensor) -> Callable
     @torch.no_grad()
     def call() -> Tensor:
         landmarks = sampler(query, (side, side))
-        return softmax_free_attention(query, None, value, landmarks, **way.options)  # type: ignore[arg-type]
+        return softmax_free_attention(query, None, value, landmarks, **way.options)
 
     return call
