@@ -63,6 +63,7 @@ def test_twins_share_their_weight_in_a_near_field(near_field):
         assert twins[0] > 0.99
         assert twins[1].abs() < 0.01
     else:
+        # The other tokens keep their small weights.
         torch.testing.assert_close(twins, torch.full((2,), 0.5), rtol=0, atol=0.01)
 
 
