@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     cells: list[dict[str, Any]] = []
     for size in args.sizes:
-        for name, call in _calls(size, args.device, dtype):
+        for name, call in calls(size, args.device, dtype):
             for mode in MODES:
                 cell = {"size": size, "call": name, "mode": mode}
                 cells.append(cell | _timed(call, mode, args) | _elements(size, name, mode))
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.out.write_text(json.dumps(cells, indent=1) + "\n")
 
 
-def _calls(size: str, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+def calls(size: str, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
     batch, heads, n = map(int, size.split("x"))
     generator = torch.Generator(device).manual_seed(0)
 
