@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     for size in args.sizes:
         for name, call in calls(size, args.device, torch.bfloat16):
             for mode in MODES:
-                found.append({"size": size, "call": name, "mode": mode, "kernels": parts(call, mode)})
+                found.append(
+                    {"size": size, "call": name, "mode": mode, "kernels": parts(call, mode)}
+                )
                 print(found[-1], flush=True)
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -39,6 +39,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def calls(size: str, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+    """The calls that are timed, and their names.
+
+    Args:
+        size: batch x heads x tokens, such as "8x8x3136".
+        device: where they run.
+        dtype: of the tokens.
+    """
     batch, heads, n = map(int, size.split("x"))
     generator = torch.Generator(device).manual_seed(0)
 

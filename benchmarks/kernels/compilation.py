@@ -86,6 +86,7 @@ class Launch:
     arguments: dict[str, object]
     warps: int
     stages: int
+    fuse: bool
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -175,9 +176,11 @@ def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) ->
         grid: tuple[int, ...],
         arguments: dict[str, object],
         configuration: tuple[int, int, int, int],
+        *,
+        fuse: bool = True,
     ) -> None:
         *_, warps, stages = configuration
-        recorded.append(Launch(kernel, grid, arguments, warps, stages))
+        recorded.append(Launch(kernel, grid, arguments, warps, stages, fuse))
 
     replaced: list[tuple[Any, str, object]] = [
         (launching, "launch", record),
@@ -248,7 +251,7 @@ def _compiled(launch: Launch, target: Target) -> Any:
         grid=(1,),
         num_warps=launch.warps,
         num_stages=launch.stages,
-        enable_fp_fusion=True,
+        enable_fp_fusion=launch.fuse,
         **launch.arguments,
     )
 

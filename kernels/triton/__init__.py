@@ -15,6 +15,7 @@ from softattn.kernels.landmark_weights import (
     landmark_weights_gradient,
 )
 from softattn.kernels.landmarks_to_tokens import Diagonal, TokenOutput, landmarks_to_tokens
+from softattn.kernels.launching import empty_rows
 from softattn.kernels.median_token import median_token
 from softattn.kernels.middle_factor import MiddleFactor, middle_factor, middle_factor_gradient
 from softattn.kernels.newton import newton
@@ -39,6 +40,7 @@ __all__ = [
     "Weights",
     "add_stretches",
     "cluster_sums",
+    "empty_rows",
     "few_stretches",
     "fit_landmark_weights",
     "gaussian_kernel",

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from softattn.kernels import configurations, launching
 from softattn.kernels.arithmetic import load_rows, store_rows, without_padding
-from softattn.kernels.launching import CHANGING, block_of, ceil_div, padding_argument, rows_argument
+from softattn.kernels.launching import (
+    CHANGING,
+    block_of,
+    ceil_div,
+    empty_rows,
+    padding_argument,
+    rows_argument,
+)
 
 _CONFIGURATION = configurations.Configuration(tokens=64, landmarks=0, warps=4, stages=1)
 # Parts of the keys of a pair. Every program of the second launch reads what all parts found.
@@ -51,7 +58,8 @@ def key_weights(
     grid, parts = _parts(keys, padding)
     parts |= {"logarithm_ptr": logarithms, "part_bound_ptr": of_parts}
     of_norms = parts | _points(keys, scale)
-    launching.launch(_log_weights, grid, of_norms, _CONFIGURATION)
+    # The bounds must be equal to stored logarithms, or their gradient finds no key.
+    launching.launch(_log_weights, grid, of_norms, _CONFIGURATION, fuse=False)
     of_weights = parts | {
         "weight_ptr": weights,
         "bound_ptr": bounds,
@@ -84,10 +92,10 @@ def key_weights_gradient(
         padding: likewise; the gradient of padded keys is 0.
 
     Returns:
-        (batch, heads, n, d), in the dtype of the keys.
+        (batch, heads, n, d), in the dtype of the keys and stored as they are.
     """
-    batch, heads, n, d = keys.shape
-    result = torch.empty((batch, heads, n, d), device=keys.device, dtype=keys.dtype)
+    batch, heads, _, d = keys.shape
+    result = empty_rows(d, keys)
     sums = torch.empty((batch, heads, _MOST_PARTS, 4), device=keys.device, dtype=torch.float32)
     grid, parts = _parts(keys, padding)
     parts |= {
@@ -98,7 +106,8 @@ def key_weights_gradient(
         "sums_ptr": sums,
     }
     launching.launch(_weight_gradient_sums, grid, parts, _CONFIGURATION)
-    of_keys = parts | _points(keys, scale) | {"dx_ptr": result, "largest_range": largest_range}
+    of_keys = parts | _points(keys, scale) | rows_argument("dx", result)
+    of_keys["largest_range"] = largest_range
     launching.launch(_key_weights_gradient, grid, of_keys, _CONFIGURATION)
     return result
 
@@ -220,13 +229,14 @@ def _weight_gradient_sums(
 @triton.jit(do_not_specialize=CHANGING)
 def _key_weights_gradient(
     x_ptr, x_batch, x_head, x_row, padding_ptr,
-    grad_ptr, weight_ptr, logarithm_ptr, bound_ptr, sums_ptr, dx_ptr,
+    grad_ptr, weight_ptr, logarithm_ptr, bound_ptr, sums_ptr, dx_ptr, dx_batch, dx_head, dx_row,
     n, heads, parts, length, scale, largest_range,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """dK_j = s dλ_j k_j of a part of the keys."""
     pair, _number, begin, end = _part_of_program(n, parts, length)
     x_ptr += pair // heads * x_batch + pair % heads * x_head
+    dx_ptr += pair // heads * dx_batch + pair % heads * dx_head
     if padding_ptr is not None:
         padding_ptr += pair // heads * n
     least = tl.load(bound_ptr + pair * 2)
@@ -257,7 +267,7 @@ def _key_weights_gradient(
         # [BLOCK_N, BLOCK_D]
         x = load_rows(x_ptr, first, key, x_row, real, D, BLOCK_D).to(tl.float32)
         dx = tl.where(real[:, None], scale * slope[:, None] * x, 0.0)
-        store_rows(dx_ptr + pair * n * D, first, key, D, dx, inside, D, BLOCK_D)
+        store_rows(dx_ptr, first, key, dx_row, dx, inside, D, BLOCK_D)
 
 
 @triton.jit

@@ -25,7 +25,7 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.launching import CHANGING, padding_argument, rows_argument
+from softattn.kernels.launching import CHANGING, empty_rows, padding_argument, rows_argument
 from softattn.kernels.pieces import (
     Pieces,
     Weights,
@@ -51,11 +51,11 @@ class Diagonal(NamedTuple):
 
 
 class TokenOutput(NamedTuple):
-    """The output (batch, heads, n, d_v) and what its gradient needs, (batch, heads, n) each.
+    """The output (batch, heads, n, d_v), stored as the tokens are, and what its gradient needs.
 
-    denominator: of the quotient; its last bit is 1 where it is at its floor. None without one.
-    diagonal: c; None without one.
-    row_shift: log₂ of what each row of P was divided by; None where it was not.
+    denominator: of the quotient, (batch, heads, n), its last bit 1 at the floor; None without one.
+    diagonal: c, likewise; None without one.
+    row_shift: log₂ of what each row of P was divided by, likewise; None where it was not.
     """
 
     output: Tensor
@@ -119,7 +119,7 @@ def landmarks_to_tokens(
         padding=padding,
     )
     result = TokenOutput(
-        output=tiles.empty(tiles.n, d_v, dtype=dtype),
+        output=empty_rows(d_v, tokens, dtype),
         denominator=tiles.empty(tiles.n) if has_quotient else None,
         diagonal=None if diagonal is None else tiles.empty(tiles.n),
         row_shift=tiles.empty(tiles.n) if normalize or (has_quotient and not diagonal) else None,
@@ -132,7 +132,7 @@ def landmarks_to_tokens(
         **middle_arguments(middle, tokens.dtype),
         key_weight_ptr=key_weights,
         l_padding_ptr=padding_argument(landmark_padding),
-        o_ptr=result.output,
+        **rows_argument("o", result.output),
         denominator_ptr=result.denominator,
         diagonal_ptr=result.diagonal,
         shift_ptr=result.row_shift,
@@ -155,7 +155,7 @@ def _landmarks_to_tokens(
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
     middle_ptr, middle_rest_ptr, middle_unit_ptr, key_weight_ptr,
     # outputs
-    o_ptr, denominator_ptr, diagonal_ptr, shift_ptr,
+    o_ptr, o_batch, o_head, o_row: tl.constexpr, denominator_ptr, diagonal_ptr, shift_ptr,
     # sizes
     n, m, heads, stretches, length, rate, floor, underflow,
     D: tl.constexpr, D_V: tl.constexpr,
@@ -183,7 +183,7 @@ def _landmarks_to_tokens(
     w_unit = load_unit(w_unit_ptr, pair)
     if QUOTIENT:
         z_ptr += pair * m
-    o_ptr += pair * n * D_V
+    o_ptr += batch * o_batch + head * o_head
     if center_ptr is not None:
         center_ptr += pair * D
     if padding_ptr is not None:
@@ -285,7 +285,7 @@ def _landmarks_to_tokens(
             tl.store(shift_ptr + at, top, mask=inside)
         if padding_ptr is not None:
             o = tl.where(valid[:, None], o, 0.0)
-        store_rows(o_ptr, first, token, D_V, o, inside, D_V, BLOCK_V)
+        store_rows(o_ptr, first, token, o_row, o, inside, D_V, BLOCK_V)
 
 
 @triton.jit

@@ -53,10 +53,14 @@ def launch(
     grid: tuple[int, ...],
     arguments: dict[str, object],
     configuration: tuple[int, int, int, int],
+    *,
+    fuse: bool = True,
 ) -> None:
     """Runs ``kernel`` on the device of its first tensor; an empty grid has nothing to run.
 
-    ``configuration`` is a ``Configuration``, for its warps and stages.
+    ``configuration`` is a ``Configuration``, for its warps and stages. ``fuse`` is whether a
+    product and a sum may become one operation. Threads that hold the same sum may then differ in
+    its last bit, according to which of the products each has not rounded.
     """
     if 0 in grid:
         return
@@ -64,7 +68,7 @@ def launch(
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
         *_, warps, stages = configuration
-        kernel[grid](num_warps=warps, num_stages=stages, enable_fp_fusion=True, **arguments)
+        kernel[grid](num_warps=warps, num_stages=stages, enable_fp_fusion=fuse, **arguments)
 
 
 def rows_of(tensor: Tensor) -> Tensor:
@@ -80,13 +84,33 @@ def rows_of(tensor: Tensor) -> Tensor:
 def rows_argument(name: str, tensor: Tensor | None) -> dict[str, object]:
     """A kernel's pointer to ``rows_of`` a tensor (batch, heads, rows, columns), and its strides.
 
-    For a tensor that a kernel runs without they are None and zeros.
+    For a tensor that a kernel runs without they are None and zeros. Outputs are of ``empty_rows``,
+    of which ``rows_of`` makes no copy.
     """
     batch, head, row = 0, 0, 0
     if tensor is not None:
         tensor = rows_of(tensor)
         batch, head, row, _ = tensor.stride()
     return {f"{name}_ptr": tensor, f"{name}_batch": batch, f"{name}_head": head, f"{name}_row": row}
+
+
+def empty_rows(columns: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for (batch, heads, rows, columns), in the order in which ``like`` is stored.
+
+    A layer's heads are columns of its tokens. Outputs that are stored so become columns again
+    without a copy, and so do gradients.
+
+    Args:
+        columns: of the result.
+        like: (batch, heads, rows, any number).
+        dtype: of the result; that of ``like`` by default.
+    """
+    batch, heads, rows, _ = like.shape
+    dtype = dtype or like.dtype
+    if like.stride(1) < like.stride(2) and heads * columns <= _FARTHEST_ROW:
+        shape = (batch, rows, heads, columns)
+        return torch.empty(shape, device=like.device, dtype=dtype).transpose(1, 2)
+    return torch.empty((batch, heads, rows, columns), device=like.device, dtype=dtype)
 
 
 def padding_argument(mask: Tensor | None) -> Tensor | None:

@@ -27,7 +27,7 @@ from softattn.kernels.arithmetic import (
     through_middle,
     without_padding,
 )
-from softattn.kernels.launching import CHANGING, padding_argument, rows_argument
+from softattn.kernels.launching import CHANGING, empty_rows, padding_argument, rows_argument
 from softattn.kernels.pieces import Pieces, Weights, middle_arguments, weights_arguments
 from softattn.kernels.token_pass import TokenPass
 
@@ -79,9 +79,9 @@ class KeyTerms(NamedTuple):
 class TokenGradient(NamedTuple):
     """The gradients of ``token_gradient``, None where there is no such input.
 
-    tokens: dX, (batch, heads, n, d), in the dtype of the tokens.
+    tokens: dX, (batch, heads, n, d), in the dtype of the tokens and stored as they are.
     landmarks: dL of each stretch of tokens, (batch, heads, stretches, m, d), float32.
-    values: dV, (batch, heads, n, d_v), in the dtype of V.
+    values: dV, (batch, heads, n, d_v), likewise as V.
     key_weights: dw, (batch, heads, n), float32.
     """
 
@@ -162,13 +162,13 @@ def token_gradient(
         "l_padding_ptr": padding_argument(landmark_padding),
         "scale": scale,
     }
-    grad_tokens = tiles.empty(tiles.n, tiles.d, dtype=tokens.dtype)
-    grad_values = None if keys is None else tiles.empty(tiles.n, d_v, dtype=keys.values.dtype)
+    grad_tokens = empty_rows(tiles.d, tokens)
+    grad_values = None if keys is None else empty_rows(d_v, keys.values)
     weighted = keys is not None and keys.key_weights is not None
     grad_key_weights = tiles.empty(tiles.n) if weighted else None
     of_tokens = {
-        "dx_ptr": grad_tokens,
-        "dv_ptr": grad_values,
+        **rows_argument("dx", grad_tokens),
+        **rows_argument("dv", grad_values),
         "dkey_weight_ptr": grad_key_weights,
     }
     both_sides = tiles.blocks == 1 and not wide
@@ -182,7 +182,8 @@ def token_gradient(
             dl_ptr=None,
             ONE_BLOCK=False,
         )
-        of_tokens = dict.fromkeys(of_tokens)
+        no_rows = rows_argument("dx", None) | rows_argument("dv", None)
+        of_tokens = {**no_rows, "dkey_weight_ptr": None}
     stretches = tiles.stretches(tiles.blocks)
     partial = tiles.empty(stretches.number, tiles.m, tiles.d)
     tiles.launch(
@@ -263,7 +264,8 @@ def _token_gradient(
     ds_ptr, ds_rest_ptr, ds_unit_ptr, ds_batch, ds_head, ds_row: tl.constexpr, du_ptr,
     key_weight_ptr, own_dkey_weight_ptr,
     # outputs; of dL one for each stretch
-    dx_ptr, dv_ptr, dkey_weight_ptr, dl_ptr,
+    dx_ptr, dx_batch, dx_head, dx_row: tl.constexpr,
+    dv_ptr, dv_batch, dv_head, dv_row: tl.constexpr, dkey_weight_ptr, dl_ptr,
     # sizes
     n, m, heads, stretches, length, rate, scale, D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -298,7 +300,7 @@ def _token_gradient(
     if l_padding_ptr is not None:
         l_padding_ptr += batch * m
     if WRITE_TOKENS:
-        dx_ptr += pair * n * D
+        dx_ptr += batch * dx_batch + head * dx_head
     if QUERIES:
         g_ptr += batch * g_batch + head * g_head
         w_ptr += batch * w_batch + head * w_head
@@ -314,7 +316,7 @@ def _token_gradient(
             ds_rest_ptr += batch * ds_batch + head * ds_head
         ds_unit = load_unit(ds_unit_ptr, pair)
         if WRITE_TOKENS:
-            dv_ptr += pair * n * D_V
+            dv_ptr += batch * dv_batch + head * dv_head
     if ONES:
         du_ptr += pair * m
     if DIAGONAL:
@@ -406,8 +408,8 @@ def _token_gradient(
                 if HOLDS_ONE:
                     # At once: it occupies registers.
                     _store_dv(
-                        dv_ptr, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
-                        D_V, BLOCK_V, WEIGHTED,
+                        dv_ptr, dv_row, first, token, dv, diagonal_ptr, at, share, g, weight,
+                        inside, D_V, BLOCK_V, WEIGHTED,
                     )  # fmt: skip
             dp = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if WEIGHTED:
@@ -457,10 +459,10 @@ def _token_gradient(
                 slopes += tl.sum(slope, 1)
                 slope_x += slope_unit * dot(slope_first, slope_rest, x, x, PIECES, 1, PRECISION)
         if WRITE_TOKENS:
-            store_rows(dx_ptr, first, token, D, tl.trans(dx), inside, D, BLOCK_D)
+            store_rows(dx_ptr, first, token, dx_row, tl.trans(dx), inside, D, BLOCK_D)
             if KEYS and not HOLDS_ONE:
                 _store_dv(
-                    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
+                    dv_ptr, dv_row, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
                     D_V, BLOCK_V, WEIGHTED,
                 )  # fmt: skip
             if WEIGHTED:
@@ -474,7 +476,7 @@ def _token_gradient(
 
 @triton.jit
 def _store_dv(
-    dv_ptr, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
+    dv_ptr, dv_row, first, token, dv, diagonal_ptr, at, share, g, weight, inside,
     D_V: tl.constexpr, BLOCK_V: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """Stores dV of a tile of tokens, [BLOCK_V, tokens]; the exact diagonal adds c_i G_i / D̃_i."""
@@ -484,4 +486,4 @@ def _store_dv(
         dv += (c * share)[:, None] * g.to(tl.float32)
     if WEIGHTED:
         dv *= weight[:, None]
-    store_rows(dv_ptr, first, token, D_V, dv, inside, D_V, BLOCK_V)
+    store_rows(dv_ptr, first, token, dv_row, dv, inside, D_V, BLOCK_V)

@@ -12,6 +12,7 @@ from softattn.triton.registration import (
     or_empty,
     rate_of,
     register_gradient,
+    rows_like,
     shapes_of,
 )
 
@@ -52,7 +53,7 @@ def gaussian_attention(
 def _(query, key, value, padding, scale, normalize):  # type: ignore[no-untyped-def]
     batch, heads, n_q, _ = query.shape
     return (
-        value.new_empty((batch, heads, n_q, value.shape[3])),
+        rows_like(value.shape[3], query, value.dtype),
         query.new_empty((batch, heads, n_q) if normalize else (0,), dtype=torch.float32),
     )
 
@@ -98,7 +99,7 @@ def gaussian_attention_gradient(
 @shapes_of(gaussian_attention_gradient)
 def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
     return (
-        contiguous_like(query),
+        contiguous_like(query) if key is None else rows_like(query.shape[3], query),
         query.new_empty(0) if key is None else contiguous_like(key),
         contiguous_like(value),
     )

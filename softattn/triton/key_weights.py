@@ -7,10 +7,10 @@ from torch import Tensor
 
 from softattn.common.key_weights import LARGEST_RANGE
 from softattn.triton.registration import (
-    contiguous_like,
     differentiate,
     operator,
     refuse_second_derivative,
+    rows_like,
     shapes_of,
 )
 
@@ -67,7 +67,7 @@ def key_weights_gradient(
 
 @shapes_of(key_weights_gradient)
 def _(grad, keys, *rest):  # type: ignore[no-untyped-def]
-    return contiguous_like(keys)
+    return rows_like(keys.shape[3], keys)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -16,6 +16,7 @@ from softattn.triton.registration import (
     or_empty,
     rate_of,
     register_gradient,
+    rows_like,
     shapes_of,
 )
 
@@ -108,7 +109,7 @@ def _(query, key, value, landmarks, middle, key_weights, padding, scale, quotien
         return query.new_empty((batch, heads, n_q) if present else (0,), dtype=wide)
 
     return (
-        value.new_empty((batch, heads, n_q, d_v)),
+        rows_like(d_v, query, value.dtype),
         query.new_empty((batch, heads, m, d_v + 1 if quotient else d_v), dtype=wide),
         per_token(quotient),
         per_token(quotient and key is None),
@@ -226,9 +227,9 @@ def landmark_attention_gradient(
 @shapes_of(landmark_attention_gradient)
 def _(grad, query, key, value, landmarks, middle, key_weights, *rest):  # type: ignore[no-untyped-def]
     return (
-        contiguous_like(query),
-        query.new_empty(0) if key is None else contiguous_like(key),
-        contiguous_like(value),
+        rows_like(query.shape[3], query),
+        query.new_empty(0) if key is None else rows_like(key.shape[3], key),
+        rows_like(value.shape[3], value),
         contiguous_like(landmarks),
         contiguous_like(middle),
         middle.new_empty(0) if key_weights is None else contiguous_like(key_weights),

@@ -19,7 +19,9 @@ def operator(implementation: Callable[..., Any]) -> Any:
     """Registers a function as ``softattn::<its name>``. Its annotations are the schema."""
     name = implementation.__name__
     schema = torch.library.infer_schema(implementation, mutates_args=())
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # Outputs are stored in the order of inputs, which Inductor must not change after tracing.
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+    _LIBRARY.define(name + schema, tags=tags)
     # Dynamo must not compile what an operator does.
     opaque = _disable_dynamo(implementation)
     _LIBRARY.impl(name, opaque, "CompositeExplicitAutograd")
@@ -120,6 +122,13 @@ def center_of(tokens: Tensor) -> Tensor | None:
 def or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
     """The tensor, or an empty one on the device of ``like``: operators return tensors only."""
     return torch.empty(0, device=like.device) if tensor is None else tensor
+
+
+def rows_like(columns: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for an output that is stored as (batch, heads, n, any) ``like`` is."""
+    from softattn import kernels
+
+    return kernels.empty_rows(columns, like, dtype)
 
 
 def contiguous_like(tensor: Tensor) -> Tensor:

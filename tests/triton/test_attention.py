@@ -218,6 +218,28 @@ def test_strides_do_not_matter(device, problem):
         )
 
 
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_outputs_are_stored_as_the_tokens_are(device, normalization, crossed):
+    """Heads that are columns of a layer's tokens become columns again without a copy."""
+
+    def columns(seed):
+        tokens = normal(2, 9, 3, 5, seed=seed).to(device, torch.float32)
+        return tokens.transpose(1, 2).requires_grad_()
+
+    query, key, value = columns(0), columns(1) if crossed else None, columns(2)
+    inputs = [t for t in (query, key, value) if t is not None]
+    results = {}
+    for impl in ("triton", "eager"):
+        output = softmax_free_attention(
+            query, key, value, query[:, :, :4], normalization=normalization, impl=impl
+        )
+        results[impl] = [output, *torch.autograd.grad(output.square().sum(), inputs)]
+    for triton, eager in zip(*results.values(), strict=True):
+        assert triton.stride() == query.stride()
+        torch.testing.assert_close(triton, eager, rtol=1e-3, atol=1e-4)
+
+
 def test_mask_of_one_sample_serves_all(device):
     tokens, value = (normal(3, 1, 20, 4, seed=s).to(device, torch.float32) for s in (0, 1))
     mask = (torch.arange(20, device=device) >= 13).expand(3, 20)

@@ -235,7 +235,7 @@ def test_grids_are_within_the_limits_of_cuda(case):
 
 def test_grids_of_the_block_are_within_the_limits_of_cuda(monkeypatch):
     grids = []
-    monkeypatch.setattr(launching, "launch", lambda kernel, grid, *_: grids.append(grid))
+    monkeypatch.setattr(launching, "launch", lambda kernel, grid, *_, **__: grids.append(grid))
     query, key = (torch.empty(1, 1, n, 64, device="meta") for n in (2_500_000, 64))
     block = kernels.gaussian_kernel(query, key, rate=0.1)
     kernels.gaussian_kernel_gradient(query, key, block, block, scale=0.1)

@@ -79,7 +79,8 @@ def test_layer_is_captured_in_a_graph(device, normalization):
 
     def step():
         output = layer(x)
-        return output, *torch.autograd.grad(output.float().square().sum(), parameters)
+        gradients = torch.autograd.grad(output.float().square().sum(), parameters)
+        return output.detach(), *gradients
 
     x = torch.randn(2, 1000, 256, device=device, dtype=torch.bfloat16)
     stream = torch.cuda.Stream()

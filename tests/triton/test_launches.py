@@ -17,7 +17,7 @@ def launched(monkeypatch):
     """The names of the kernels that are launched. None is run."""
     names = []
 
-    def launch(kernel, grid, arguments, configuration):
+    def launch(kernel, grid, arguments, configuration, *, fuse=True):
         if 0 not in grid:
             names.append(kernel.fn.__name__)
 
