@@ -1,52 +1,73 @@
-"""Times tiles that may be better than those of the table, by the replay of a CUDA graph."""
+"""Tries tiles that may be better than those of the table, and says which are right and how fast."""
 
 import argparse
 import json
+import os
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.kernels.cases import Case
-from benchmarks.kernels.compilation import with_tile
+from benchmarks.kernels.trial import Tile, checked, seconds
 
-_TOKENS = 2**19
-# Found by their compiled code; the table's own is the first of each.
-CANDIDATES: dict[str, tuple[tuple[int, int, int, int] | None, ...]] = {
-    "gradient": (None, (64, 64, 4, 1), (32, 64, 4, 1)),
-    "gradient, diagonal": (None, (32, 64, 4, 2), (16, 64, 4, 1)),
-    "quotient gradient, diagonal": (None, (64, 64, 4, 2), (32, 64, 4, 2)),
-    "sums with ones": (None, (128, 64, 4, 2), (64, 64, 4, 4)),
-    "answer, diagonal": (None, (64, 64, 4, 2), (128, 64, 8, 2)),
+# By variant and landmarks: tokens, landmarks, warps and stages of tiles.
+_GRIDS: dict[tuple[str, int], tuple[tuple[int, ...], ...]] = {
+    ("gradient", 64): ((32, 64, 128), (64,), (4, 8), (1, 2, 3)),
+    ("gradient, diagonal", 64): ((16, 32, 64), (64,), (4, 8), (1, 2)),
+    ("quotient gradient, diagonal", 64): ((32, 64, 128), (64,), (4, 8), (1, 2)),
+    ("answer, diagonal", 64): ((64, 128), (64,), (4, 8), (1, 2, 3)),
+    ("answer", 64): ((64, 128), (64,), (4, 8), (2, 3)),
+    ("sums with ones", 64): ((64, 128), (64,), (4, 8), (2, 3, 4)),
+    ("gradient, diagonal and weights", 64): ((16, 32), (64,), (4, 8), (1,)),
+    ("gradient, exact normalized", 1024): ((32, 64), (32, 64), (4, 8), (1, 2)),
+    ("gradient", 256): ((32, 64), (32, 64), (4, 8), (1, 2)),
+    ("gradient, diagonal", 256): ((16, 32), (32, 64), (4, 8), (1,)),
+    ("answer, exact normalized", 1024): ((64, 128), (64,), (4, 8), (1, 2, 3)),
+    ("middle factor", 64): ((32, 64), (64,), (4, 8), (1,)),
+    ("middle factor gradient", 64): ((32, 64), (64,), (4, 8), (1,)),
+    ("weights, token", 64): ((16, 32, 64), (64,), (4, 8), (1,)),
+    ("weights gradient, token", 64): ((16, 32, 64), (64,), (4, 8), (1,)),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Times all and writes each before the next begins."""
+    """Tries all and writes each before the next begins."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda",), default="cuda", help="to measure")
+    parser.add_argument("--variants", nargs="+", help="a part of their names")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that compile")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     args = parser.parse_args(argv)
-    found = []
-    for variant, tiles in CANDIDATES.items():
-        for tile in tiles:
-            cell = {"variant": variant, "tile": tile}
-            found.append(cell | timed(Case(variant, 64, 64, tokens=_TOKENS, device="cuda"), tile))
-            print(found[-1], flush=True)
-            args.out.write_text(json.dumps(found, indent=1) + "\n")
+    found: list[dict[str, Any]] = []
+
+    def write() -> None:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+    for case, tile, fault in checked(_candidates(args.variants), args.processes):
+        found.append(
+            {"variant": case.variant, "landmarks": case.landmarks, "tile": tile, "fault": fault}
+        )
+        print(found[-1], flush=True)
+        write()
+    for cell in found:
+        if cell["fault"] is None:
+            cell["seconds"] = seconds(_case(cell["variant"], cell["landmarks"]), cell["tile"])
+            print(cell, flush=True)
+            write()
 
 
-def timed(case: Case, tile: tuple[int, int, int, int] | None) -> dict[str, object]:
-    """Seconds of a call with a tile, or with the table's for None; or why it does not run."""
-    from contextlib import nullcontext
+def _candidates(parts: list[str] | None) -> Iterable[tuple[Case, Tile | None]]:
+    for (variant, landmarks), grid in _GRIDS.items():
+        if parts is None or any(part in variant for part in parts):
+            case = _case(variant, landmarks)
+            yield case, None
+            for tokens, block, warps, stages in product(*grid):
+                yield case, (tokens, block, warps, stages)
 
-    from triton.testing import do_bench_cudagraph
 
-    try:
-        with nullcontext() if tile is None else with_tile(tile):
-            call = case.call()
-            call()
-            milliseconds = do_bench_cudagraph(call, return_mode="median")
-    except Exception as error:  # a tile that the compiler or the device refuses
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    return {"seconds": milliseconds / 1e3}
+def _case(variant: str, landmarks: int) -> Case:
+    return Case(variant, 64, landmarks)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 _BATCH, _HEADS = 4, 2
-_RATE, _SCALE, _FLOOR = 0.1, 0.1, 0.1
+_RATE, _SCALE, _FLOOR = 0.1, 0.1, 0.03
+# Distances for which the kernel is neither 0 nor 1.
+_NEAR = 0.3
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -42,8 +44,8 @@ class Case:
         padded = "-padded" if self.padded else ""
         return f"{self.variant}-D{self.features}-m{self.landmarks}-{self.dtype}{padded}"
 
-    def call(self) -> Callable[[], None]:
-        """A call of the launcher, always with the same tensors of many tokens."""
+    def call(self) -> Callable[[], object]:
+        """A call of the launcher, always with the same tensors of many tokens; what it returns."""
         inputs = _Inputs(self)
         return lambda: VARIANTS[self.variant](inputs)
 
@@ -59,7 +61,7 @@ class _Inputs:
 
     @cached_property
     def tokens(self) -> Tensor:
-        return self.rows(self.case.tokens, self.case.features)
+        return _NEAR * self.rows(self.case.tokens, self.case.features)
 
     @cached_property
     def values(self) -> Tensor:
@@ -67,7 +69,7 @@ class _Inputs:
 
     @cached_property
     def landmarks(self) -> Tensor:
-        return self.rows(self.case.landmarks, self.case.features)
+        return _NEAR * self.rows(self.case.landmarks, self.case.features)
 
     @cached_property
     def key_values(self) -> Tensor:
@@ -108,10 +110,10 @@ class _Inputs:
 
 def _sums(
     inputs: _Inputs, *, ones: bool = False, exact: bool = False, weights: bool = False
-) -> None:
+) -> object:
     from softattn.kernels import tokens_to_landmarks
 
-    tokens_to_landmarks(
+    return tokens_to_landmarks(
         inputs.landmarks,
         inputs.tokens,
         inputs.values,
@@ -125,11 +127,11 @@ def _sums(
 
 def _answer(
     inputs: _Inputs, *, quotient: bool = False, diagonal: bool = False, weights: bool = False
-) -> None:
+) -> object:
     from softattn.kernels import Diagonal, landmarks_to_tokens
 
     key_weights = inputs.per_token if weights else None
-    landmarks_to_tokens(
+    return landmarks_to_tokens(
         inputs.tokens,
         inputs.landmarks,
         inputs.sums(ones=quotient),
@@ -140,10 +142,10 @@ def _answer(
     )
 
 
-def _exact_answer(inputs: _Inputs, *, normalize: bool) -> None:
+def _exact_answer(inputs: _Inputs, *, normalize: bool) -> object:
     from softattn.kernels import landmarks_to_tokens
 
-    landmarks_to_tokens(
+    return landmarks_to_tokens(
         inputs.tokens,
         inputs.landmarks,
         inputs.key_values,
@@ -154,10 +156,10 @@ def _exact_answer(inputs: _Inputs, *, normalize: bool) -> None:
     )
 
 
-def _quotient(inputs: _Inputs, *, diagonal: bool, weights: bool = False) -> None:
+def _quotient(inputs: _Inputs, *, diagonal: bool, weights: bool = False) -> object:
     from softattn.kernels import quotient_gradient
 
-    quotient_gradient(
+    return quotient_gradient(
         inputs.tokens,
         inputs.landmarks,
         inputs.values,
@@ -181,13 +183,13 @@ def _gradient(
     quotient: bool,
     diagonal: bool = False,
     weights: bool = False,
-) -> None:
+) -> object:
     from softattn.kernels import KeyTerms, QueryTerms, token_gradient
 
     per_token = inputs.per_token
     key_weights = (per_token if weights else None, per_token if weights and diagonal else None)
     sums = inputs.sums(ones=quotient)
-    token_gradient(
+    return token_gradient(
         inputs.tokens,
         inputs.landmarks,
         queries=QueryTerms(
@@ -209,11 +211,11 @@ def _gradient(
     )
 
 
-def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> None:
+def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> object:
     from softattn.kernels import QueryTerms, token_gradient
 
     per_token = inputs.per_token if normalize else None
-    token_gradient(
+    return token_gradient(
         inputs.tokens,
         inputs.landmarks,
         queries=QueryTerms(
@@ -226,13 +228,13 @@ def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> None:
     )
 
 
-def _nearest(inputs: _Inputs) -> None:
+def _nearest(inputs: _Inputs) -> object:
     from softattn.kernels import nearest_landmarks
 
     common = inputs.common()
     common.pop("rate")
     mask = torch.zeros(_BATCH, inputs.case.landmarks, dtype=torch.bool, device=inputs.case.device)
-    nearest_landmarks(
+    return nearest_landmarks(
         inputs.tokens,
         inputs.landmarks,
         landmark_padding=mask if inputs.case.padded else None,
@@ -240,38 +242,38 @@ def _nearest(inputs: _Inputs) -> None:
     )
 
 
-def _clusters(inputs: _Inputs) -> None:
+def _clusters(inputs: _Inputs) -> object:
     from softattn.kernels import cluster_sums
 
     labels = inputs.per_token.long()
-    cluster_sums(inputs.tokens, labels, inputs.case.landmarks)
+    return cluster_sums(inputs.tokens, labels, inputs.case.landmarks)
 
 
-def _block(inputs: _Inputs) -> None:
+def _block(inputs: _Inputs) -> object:
     from softattn.kernels import gaussian_kernel
 
-    gaussian_kernel(inputs.landmarks, inputs.landmarks, rate=_RATE)
+    return gaussian_kernel(inputs.landmarks, inputs.landmarks, rate=_RATE)
 
 
-def _block_gradient(inputs: _Inputs) -> None:
+def _block_gradient(inputs: _Inputs) -> object:
     from softattn.kernels import gaussian_kernel_gradient
 
-    gaussian_kernel_gradient(
+    return gaussian_kernel_gradient(
         inputs.landmarks, inputs.landmarks, inputs.middle, inputs.middle, scale=_SCALE
     )
 
 
-def _newton(inputs: _Inputs) -> None:
+def _newton(inputs: _Inputs) -> object:
     from softattn.kernels import newton
 
     matrices = inputs.middle.flatten(0, 1)
-    newton(matrices, matrices, lower=0.1, steps=10)
+    return newton(matrices, matrices, lower=0.1, steps=10)
 
 
-def _middle_factor(inputs: _Inputs, *, normalized: bool) -> None:
+def _middle_factor(inputs: _Inputs, *, normalized: bool) -> object:
     from softattn.kernels import middle_factor
 
-    middle_factor(
+    return middle_factor(
         inputs.landmarks,
         rate=_RATE,
         ridge=0.01,
@@ -282,11 +284,11 @@ def _middle_factor(inputs: _Inputs, *, normalized: bool) -> None:
     )
 
 
-def _middle_factor_gradient(inputs: _Inputs, *, normalized: bool) -> None:
+def _middle_factor_gradient(inputs: _Inputs, *, normalized: bool) -> object:
     from softattn.kernels import middle_factor_gradient
 
     middle = inputs.middle
-    middle_factor_gradient(
+    return middle_factor_gradient(
         inputs.landmarks,
         middle,
         middle,
@@ -298,11 +300,11 @@ def _middle_factor_gradient(inputs: _Inputs, *, normalized: bool) -> None:
     )
 
 
-def _weights(inputs: _Inputs, *, token: bool) -> None:
+def _weights(inputs: _Inputs, *, token: bool) -> object:
     from softattn.kernels import landmark_weights
 
     sums = inputs.sums(ones=token).unsqueeze(2).expand(-1, -1, 4, -1, -1).contiguous()
-    landmark_weights(
+    return landmark_weights(
         sums,
         inputs.middle,
         inputs.case.features,
@@ -311,11 +313,11 @@ def _weights(inputs: _Inputs, *, token: bool) -> None:
     )
 
 
-def _weights_gradient(inputs: _Inputs, *, token: bool) -> None:
+def _weights_gradient(inputs: _Inputs, *, token: bool) -> object:
     from softattn.kernels import landmark_weights_gradient
 
     sums = inputs.sums(ones=token)
-    landmark_weights_gradient(
+    return landmark_weights_gradient(
         sums.unsqueeze(2),
         inputs.middle.unsqueeze(2) if token else None,
         inputs.middle,
@@ -325,23 +327,24 @@ def _weights_gradient(inputs: _Inputs, *, token: bool) -> None:
     )
 
 
-def _key_weights(inputs: _Inputs) -> None:
+def _key_weights(inputs: _Inputs) -> object:
     from softattn.kernels import key_weights, key_weights_gradient
 
     options = {"scale": _SCALE, "largest_range": 8.0, "padding": inputs.padding(inputs.case.tokens)}
     computed = key_weights(inputs.tokens, **options)
-    key_weights_gradient(inputs.per_token, inputs.tokens, computed, **options)
+    gradient = key_weights_gradient(inputs.per_token, inputs.tokens, computed, **options)
+    return computed, gradient
 
 
-def _small_sums(inputs: _Inputs) -> None:
+def _small_sums(inputs: _Inputs) -> object:
     from softattn.kernels import add_stretches, median_token
 
-    add_stretches(inputs.sums(ones=False).unsqueeze(2).repeat(1, 1, 3, 1, 1), inputs.tokens.dtype)
-    median_token(inputs.tokens)
+    stretches = inputs.sums(ones=False).unsqueeze(2).repeat(1, 1, 3, 1, 1)
+    return add_stretches(stretches, inputs.tokens.dtype), median_token(inputs.tokens)
 
 
 # By what they are launched for. "exact" has keys in the landmarks' place.
-VARIANTS: dict[str, Callable[[_Inputs], None]] = {
+VARIANTS: dict[str, Callable[[_Inputs], object]] = {
     "sums": _sums,
     "sums with ones": lambda i: _sums(i, ones=True),
     "sums with weights": lambda i: _sums(i, ones=True, weights=True),
