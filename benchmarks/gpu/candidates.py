@@ -13,7 +13,7 @@ from benchmarks.kernels.trial import Tile, checked, seconds
 
 # By variant and landmarks: tokens, landmarks, warps and stages of tiles.
 _GRIDS: dict[tuple[str, int], tuple[tuple[int, ...], ...]] = {
-    ("gradient", 64): ((32, 64, 128), (64,), (4, 8), (1, 2, 3)),
+    ("gradient", 64): ((32, 64), (64,), (4, 8), (1, 2, 3)),
     ("gradient, diagonal", 64): ((16, 32, 64), (64,), (4, 8), (1, 2)),
     ("quotient gradient, diagonal", 64): ((32, 64, 128), (64,), (4, 8), (1, 2)),
     ("answer, diagonal", 64): ((64, 128), (64,), (4, 8), (1, 2, 3)),
@@ -25,6 +25,8 @@ _GRIDS: dict[tuple[str, int], tuple[tuple[int, ...], ...]] = {
     ("gradient, diagonal", 256): ((16, 32), (32, 64), (4, 8), (1,)),
     ("answer, exact normalized", 1024): ((64, 128), (64,), (4, 8), (1, 2, 3)),
     ("middle factor", 64): ((32, 64), (64,), (4, 8), (1,)),
+    ("middle factor", 128): ((16, 32, 64, 128), (128,), (4, 8), (1,)),
+    ("middle factor gradient", 128): ((16, 32, 64), (128,), (4, 8), (1,)),
     ("middle factor gradient", 64): ((32, 64), (64,), (4, 8), (1,)),
     ("weights, token", 64): ((16, 32, 64), (64,), (4, 8), (1,)),
     ("weights gradient, token", 64): ((16, 32, 64), (64,), (4, 8), (1,)),

@@ -85,6 +85,11 @@ class _Inputs:
         return 1 + torch.rand(_BATCH, _HEADS, self.case.tokens, device=self.case.device)
 
     @cached_property
+    def diagonal(self) -> Tensor:
+        """c, between 0 and 1."""
+        return torch.rand(_BATCH, _HEADS, self.case.tokens, device=self.case.device)
+
+    @cached_property
     def per_landmark(self) -> Tensor:
         return torch.randn(_BATCH, _HEADS, self.case.landmarks, device=self.case.device)
 
@@ -169,7 +174,7 @@ def _quotient(inputs: _Inputs, *, diagonal: bool, weights: bool = False) -> obje
         floor=_FLOOR,
         row_shift=None if diagonal else inputs.per_token,
         values=inputs.values if diagonal else None,
-        diagonal=inputs.per_token if diagonal else None,
+        diagonal=inputs.diagonal if diagonal else None,
         key_weights=inputs.per_token if weights else None,
         **inputs.common(),
     )
@@ -197,7 +202,7 @@ def _gradient(
             sums,
             denominator=per_token if quotient else None,
             grad_denominator=per_token if quotient else None,
-            diagonal=per_token if diagonal else None,
+            diagonal=inputs.diagonal if diagonal else None,
             grad_diagonal=per_token if diagonal else None,
             middle=inputs.middle if diagonal else None,
             row_shift=per_token if quotient and not diagonal else None,

@@ -148,6 +148,7 @@ HALF_ON_WARP_GROUPS: Table = {
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},
+    "middle_factor": {64: ((64, 64, 4, 1),)},
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {

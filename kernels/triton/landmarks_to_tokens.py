@@ -246,8 +246,9 @@ def _landmarks_to_tokens(
             if NORMALIZE:
                 denominator += tl.sum(p, 1)
             if QUOTIENT:
-                denominator += tl.sum(p * z[None, :], 1)
-                terms += tl.sum(p * tl.abs(z)[None, :], 1)
+                weighted = p * z[None, :]
+                denominator += tl.sum(weighted, 1)
+                terms += tl.sum(tl.abs(weighted), 1)
             if DIAGONAL:
                 if ONE_BLOCK:
                     p_middle = middle_unit * dot(

@@ -9,8 +9,10 @@ from torch import Tensor
 from softattn.kernels import configurations, launching
 from softattn.kernels.launching import block_of, ceil_div, padding_argument, rows_argument
 
-# A multiprocessor gets several programs, so that none of them waits long for the last one.
-_PROGRAMS_PER_MULTIPROCESSOR = 8
+# A multiprocessor gets many programs of some tiles each, so that none of them waits long for the
+# last one. Where tiles are few it gets few programs, whose partial sums cost more than the wait.
+_FEWEST_PROGRAMS, _MOST_PROGRAMS = 3, 12
+_TILES_OF_PROGRAM = 16
 
 
 class Stretches(NamedTuple):
@@ -71,7 +73,10 @@ class TokenPass:
         """Stretches for a grid that has ``blocks`` programs for each of them."""
         others = max(self.batch * self.heads * blocks, 1)
         tiles = max(ceil_div(self.n, self._tile.tokens), 1)
-        wanted = math.ceil(self._device.multiprocessors * _PROGRAMS_PER_MULTIPROCESSOR / others)
+        multiprocessors = self._device.multiprocessors
+        programs = tiles * others / _TILES_OF_PROGRAM / multiprocessors
+        programs = min(max(programs, _FEWEST_PROGRAMS), _MOST_PROGRAMS)
+        wanted = math.ceil(multiprocessors * programs / others)
         length = ceil_div(tiles, min(wanted, tiles))
         return Stretches(ceil_div(tiles, length), length * self._tile.tokens)
 

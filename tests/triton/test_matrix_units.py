@@ -13,7 +13,7 @@ from support.strategies import NORMALIZATIONS, normal
 
 from softattn import gaussian_attention, softmax_free_attention
 
-ALL = tuple(product((32, 64, 128), (49, 64), (torch.bfloat16, torch.float16, torch.float32)))
+ALL = tuple(product((32, 64, 128), (49, 64, 100), (torch.bfloat16, torch.float16, torch.float32)))
 INTERPRETED = ((64, 49, torch.bfloat16),)
 
 
