@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _BATCH, _HEADS = 4, 2
-_RATE, _SCALE, _FLOOR = 0.1, 0.1, 0.1
+_RATE, _SCALE, _FLOOR = 0.1, 0.1, 0.03
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
