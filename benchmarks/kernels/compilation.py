@@ -84,9 +84,7 @@ class Launch:
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, object]
-    warps: int
-    stages: int
-    fuse: bool
+    options: dict[str, int]
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -175,12 +173,12 @@ def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) ->
         kernel: Any,
         grid: tuple[int, ...],
         arguments: dict[str, object],
-        configuration: tuple[int, int, int, int],
+        configuration: Any,
         *,
         fuse: bool = True,
     ) -> None:
-        *_, warps, stages = configuration
-        recorded.append(Launch(kernel, grid, arguments, warps, stages, fuse))
+        options = configuration.options | {"enable_fp_fusion": fuse}
+        recorded.append(Launch(kernel, grid, arguments, options))
 
     replaced: list[tuple[Any, str, object]] = [
         (launching, "launch", record),
@@ -249,9 +247,7 @@ def _compiled(launch: Launch, target: Target) -> Any:
     driver.set_active(_AbsentDevice(target))
     return launch.kernel.warmup(
         grid=(1,),
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        enable_fp_fusion=launch.fuse,
+        **launch.options,
         **launch.arguments,
     )
 
@@ -262,8 +258,8 @@ def _resources(launch: Launch, compiled: Any) -> Resources:
     return Resources(
         kernel=launch.kernel.__name__.lstrip("_"),
         tile=launch.tile,
-        warps=launch.warps,
-        stages=launch.stages,
+        warps=launch.options["num_warps"],
+        stages=launch.options["num_stages"],
         registers=registers,
         stack=stack,
         shared_memory=compiled.metadata.shared,

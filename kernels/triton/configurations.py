@@ -1,6 +1,7 @@
 """How each kernel cuts its work: a table instead of a search at the first call.
 
-An entry is ``(tokens, landmarks, warps, stages)``. It was found by compiling: on CUDA a program
+An entry is ``(tokens, landmarks, warps, stages)``, and ``registers`` where fewer than the compiler
+would take let more programs run at once. It was found by compiling: on CUDA a program
 takes at most 99 KiB of shared memory, as compute capability 8.6 has, and up to 128 features
 nothing spills to memory in half precision, whatever the kernel is asked for; on AMD a program
 takes at most 64 KiB. Where a kernel has two entries, the first is for landmarks that fit into its
@@ -17,15 +18,22 @@ from softattn.kernels.launching import block_of
 
 
 class Configuration(NamedTuple):
-    """tokens, landmarks: of one tile. warps, stages: Triton's."""
+    """tokens, landmarks: of one tile. warps, stages: Triton's. registers: at most, of a thread."""
 
     tokens: int
     landmarks: int
     warps: int
     stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options of a launch."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
-Entries = tuple[tuple[int, int, int, int], ...]
+Entries = tuple[tuple[int, ...], ...]
 # kernel: {features up to: entries}; of "newton" and "middle_factor" the features are landmarks.
 Table = dict[str, dict[int, Entries]]
 
@@ -141,11 +149,13 @@ FLOAT32: Table = {
     },
 }
 # Compute capability 9, whose groups of four warps take factors from shared memory as it stands.
-# Chosen by their times on an H200. There, Triton 3.6 reads shared memory out of bounds in the
-# gradient with a diagonal at (16, 64, 4, 1), (32, 64, 4, 1) and (32, 64, 8, 1).
+# Chosen by their times on an H200. There, Triton 3.6 is wrong or reads memory out of bounds in the
+# gradients with tiles of 16 or 32 tokens, 64 landmarks and one stage.
 HALF_ON_WARP_GROUPS: Table = {
-    "token_gradient": {64: ((32, 64, 4, 2), (32, 64, 4, 1))},
-    "token_gradient_diagonal": {64: ((32, 64, 4, 2), (16, 32, 4, 1))},
+    "landmarks_to_tokens_diagonal": {64: ((64, 64, 4, 3, 168), (32, 32, 4, 1))},
+    "quotient_gradient_diagonal": {64: ((32, 64, 4, 2), (32, 32, 4, 2))},
+    "token_gradient": {64: ((32, 64, 4, 3), (64, 64, 4, 2))},
+    "token_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 32, 4, 1))},
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},
@@ -183,10 +193,10 @@ def choose(
     widths = table[kernel] | by_generation.get(device.generation, {}).get(kernel, {})
     features = max(d, d_v)
     first, *more = widths[min(width for width in widths if features <= width)]
-    tokens, landmarks, warps, stages = first
+    chosen = Configuration(*first)
     block = block_of(m)
-    if more and block > landmarks:
-        tokens, landmarks, warps, stages = more[-1]
+    if more and block > chosen.landmarks:
+        chosen = Configuration(*more[-1])
         # More than one block, which is what the entry is for.
         block //= 2
-    return Configuration(tokens, min(block, landmarks), warps, stages)
+    return chosen._replace(landmarks=min(block, chosen.landmarks))

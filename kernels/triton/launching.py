@@ -1,10 +1,13 @@
 """From tensors to a launch: pointers and strides."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from softattn.kernels.configurations import Configuration
 
 # The integers that change with the input. A kernel is compiled once for all of their values.
 CHANGING = (
@@ -19,23 +22,21 @@ def launch(
     kernel: Any,
     grid: tuple[int, ...],
     arguments: dict[str, object],
-    configuration: tuple[int, int, int, int],
+    configuration: "Configuration",
     *,
     fuse: bool = True,
 ) -> None:
     """Runs ``kernel`` on the device of its first tensor; an empty grid has nothing to run.
 
-    ``configuration`` is a ``Configuration``, for its warps and stages. ``fuse`` is whether a
-    product and a sum may become one operation. Threads that hold the same sum may then differ in
-    its last bit, according to which of the products each has not rounded.
+    ``fuse`` is whether a product and a sum may become one operation. Threads that hold the same sum
+    may then differ in its last bit, according to which of the products each has not rounded.
     """
     if 0 in grid:
         return
     device = next(a.device for a in arguments.values() if isinstance(a, Tensor))
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        *_, warps, stages = configuration
-        kernel[grid](num_warps=warps, num_stages=stages, enable_fp_fusion=fuse, **arguments)
+        kernel[grid](enable_fp_fusion=fuse, **configuration.options, **arguments)
 
 
 def rows_of(tensor: Tensor) -> Tensor:
