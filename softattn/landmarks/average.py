@@ -124,10 +124,16 @@ def _mean_of_even_runs(x: Tensor, dim: int, count: int, dtype: torch.dtype) -> T
         # The shapes below depend on n mod count: each would be compiled anew.
         return _mean_of_gathered_runs(x, dim, count, dtype)
     length, longer = divmod(x.shape[dim], count)
-    head = x.narrow(dim, 0, longer * (length + 1)).unflatten(dim, (longer, length + 1))
-    tail = x.narrow(dim, longer * (length + 1), (count - longer) * length)
-    tail = tail.unflatten(dim, (count - longer, length))
-    return torch.cat([part.mean(dim + 1, dtype=dtype) for part in (head, tail)], dim)
+    if longer == 0:
+        return _means_of_runs(x, dim, length, dtype)
+    parts = x.split_with_sizes([longer * (length + 1), (count - longer) * length], dim)
+    runs = zip(parts, (length + 1, length), strict=True)
+    return torch.cat([_means_of_runs(part, dim, run, dtype) for part, run in runs], dim)
+
+
+def _means_of_runs(x: Tensor, dim: int, run: int, dtype: torch.dtype) -> Tensor:
+    # The gradient of a mean divides after it has expanded.
+    return x.unflatten(dim, (x.shape[dim] // run, run)).sum(dim + 1, dtype=dtype) / run
 
 
 def _mean_of_gathered_runs(
