@@ -73,4 +73,6 @@ def evaluate(
 
 def on(truth: Truth, device: torch.device | str) -> Truth:
     """The same truth, on a device."""
-    return {name: value.to(device, non_blocking=True) for name, value in truth.items()}
+    # A copy to the CPU that does not block would be read before it is complete.
+    non_blocking = torch.device(device).type != "cpu"
+    return {name: value.to(device, non_blocking=non_blocking) for name, value in truth.items()}

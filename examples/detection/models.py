@@ -2,7 +2,8 @@
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -11,6 +12,7 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
@@ -24,6 +26,7 @@ Target = dict[str, Tensor]
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 LEVELS = 5
+GROUPS = 32  # of channels, in the norms of RetinaNet's head
 
 
 class Pyramid(nn.Module):
@@ -59,6 +62,8 @@ class RetinaNet(detection.RetinaNet):  # type: ignore[misc]
         num_classes: number of classes of objects.
         channels: of the pyramid and the head.
         smallest_anchor: side of the smallest anchors in pixels; it doubles from level to level.
+        head_norm: whether each convolution of the head has a group norm, as in the second version
+            of torchvision's RetinaNet. The published one has none.
         options: of torchvision's class.
     """
 
@@ -71,18 +76,26 @@ class RetinaNet(detection.RetinaNet):  # type: ignore[misc]
         num_classes: int,
         channels: int,
         smallest_anchor: int,
+        *,
+        head_norm: bool = False,
         **options: Any,
     ) -> None:
         sides = [smallest_anchor * 2**level for level in range(LEVELS)]
         octaves = tuple(tuple(int(side * 2 ** (third / 3)) for third in range(3)) for side in sides)
+        anchors = AnchorGenerator(octaves, (ASPECT_RATIOS,) * LEVELS)
+        norm = partial(nn.GroupNorm, GROUPS) if head_norm else None
         extra = LastLevelP6P7(features.feature_info.channels()[-1], channels)
         super().__init__(
             Pyramid(features, channels, extra),
             num_classes,
-            anchor_generator=AnchorGenerator(octaves, (ASPECT_RATIOS,) * LEVELS),
+            anchor_generator=anchors,
+            head=RetinaNetHead(
+                channels, anchors.num_anchors_per_location()[0], num_classes, norm_layer=norm
+            ),
             **options,
         )
         self.num_classes = num_classes
+        self.head.register_forward_hook(in_float32)
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Any:
         """As torchvision's.
@@ -141,6 +154,8 @@ class MaskRCNN(detection.MaskRCNN):  # type: ignore[misc]
             **options,
         )
         self.num_classes = num_classes
+        for part in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
+            part.register_forward_hook(in_float32)
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Any:
         """As torchvision's.
@@ -188,7 +203,8 @@ def create_model(
         frozen_stages: number of stages of the backbone that training does not change.
         channels: of the pyramid and the heads.
         smallest_anchor: side of the smallest anchors in pixels; it doubles from level to level.
-        options: of torchvision's ``RetinaNet`` or ``MaskRCNN``, such as ``min_size=800``.
+        options: of torchvision's ``RetinaNet`` or ``MaskRCNN``, such as ``min_size=800``, and
+            ``head_norm`` of ``RetinaNet``.
 
     Raises:
         ValueError: an unknown name, or a number out of its range.
@@ -197,8 +213,10 @@ def create_model(
     head, backbone = split_name(name, HEADS)
     detector = HEADS[head]
     library_class: Any = detector.__base__
-    own = set(inspect.signature(detector).parameters)
-    known = set(inspect.signature(library_class).parameters) - own - {"backbone", "kwargs"}
+    own = inspect.signature(detector).parameters.values()
+    taken = {parameter.name for parameter in own if parameter.kind is not parameter.KEYWORD_ONLY}
+    known = set(inspect.signature(library_class).parameters) - taken - {"backbone", "kwargs"}
+    known |= {parameter.name for parameter in own} - taken
     known |= {"size_divisible", "fixed_size"}  # of the transform that both pass the rest to
     if unknown := sorted(options.keys() - known):
         raise TypeError(
@@ -214,6 +232,19 @@ def create_model(
     model = detector(features, num_classes, channels, smallest_anchor, **options)
     freeze_stages(model, frozen_stages)
     return model
+
+
+def in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    """A hook that converts the outputs of a head: torchvision computes boxes in their type.
+
+    bfloat16 has 8 significant bits, so that the borders of a box in an image of 1,333 pixels would
+    be multiples of 8.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    if isinstance(outputs, Mapping):
+        return {name: value.float() for name, value in outputs.items()}
+    return tuple(in_float32(module, inputs, part) for part in outputs)
 
 
 def check(detector: Detector, images: Sequence[Tensor], targets: Sequence[Target] | None) -> None:

@@ -24,6 +24,7 @@ from examples.dense.recipe import Recipe
 from examples.dense.samples import Truth
 from examples.segmentation.ade import IGNORED, has_labels, open_data
 from examples.segmentation.models import create_model
+from examples.training.errors import InputError
 from examples.training.history import Panel
 from examples.training.screen import Screen
 
@@ -132,8 +133,17 @@ class Segmentation(Problem[SegmentationRecipe]):
     def loss(
         self, network: nn.Module, model: Any, images: list[Tensor], truths: list[Truth]
     ) -> Tensor:
-        """The cross-entropy of the head and, at 0.4 of its weight, of the auxiliary head."""
+        """The cross-entropy of the head and, at 0.4 of its weight, of the auxiliary head.
+
+        Raises:
+            InputError: no pixel has a class.
+        """
         labels = torch.stack([truth["labels"] for truth in truths]).long()
+        if not has_labels(labels):
+            raise InputError(
+                f"no pixel of {len(labels)} crops of a batch has a class; use a larger batch_size "
+                "or image_size, or leave out images whose maps have few classes"
+            )
         loss: Tensor = network(torch.stack(images), labels).loss
         return loss
 

@@ -80,6 +80,30 @@ def test_detectors_train_and_detect(head, backbone):
     assert all({"boxes", "scores", "labels"} <= detected.keys() for detected in found)
 
 
+@pytest.mark.parametrize(
+    ("head", "threshold"), [("retinanet", "score_thresh"), ("mask_rcnn", "box_score_thresh")]
+)
+def test_borders_of_boxes_are_not_rounded_in_bfloat16(head, threshold):
+    sizes = {"min_size": 256, "max_size": 256}
+    model = detector(f"{head}_soft_norm_tiny", **sizes, **{threshold: 0}).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = model([torch.rand(3, 256, 256)])
+    assert {value.dtype for name, value in found.items() if name != "labels"} == {torch.float32}
+    # From 128 on, bfloat16 has whole numbers only.
+    far = found["boxes"][found["boxes"] > 128]
+    assert (far.frac() != 0).float().mean() > 0.5
+
+
+def test_a_head_of_retinanet_can_have_norms():
+    model = detector("retinanet_soft_norm_tiny", head_norm=True, channels=64)
+    losses = model([torch.rand(3, 64, 80)], [target(0)])
+    sum(losses.values()).backward()
+    (norm, *_) = [part for part in model.head.modules() if isinstance(part, torch.nn.GroupNorm)]
+    assert norm.weight.grad.abs().max() > 0
+    with pytest.raises(TypeError, match="head_norm"):
+        detector("mask_rcnn_soft_norm_tiny", head_norm=True)
+
+
 @pytest.mark.parametrize("backbone", ["soft_norm_tiny", "softmax_tiny"])
 def test_segmenters_train_and_segment(backbone):
     model = segmenter(f"upernet_{backbone}")

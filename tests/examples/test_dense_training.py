@@ -399,6 +399,13 @@ def test_broken_maps_are_named_or_skipped(own_surfaces, tmp_path, capsys, edit, 
     assert len(data.train) == 11
 
 
+def test_a_batch_without_classes_is_explained(own_surfaces, tmp_path, capsys):
+    for path in (own_surfaces / "annotations" / "training").iterdir():
+        Image.new("L", (224, 160)).save(path)
+    said = failure(capsys, train_segmenter, own_surfaces, tmp_path / "run", UPERNET)
+    assert "error: no pixel of 2 crops of a batch has a class" in said
+
+
 def test_files_that_break_while_they_are_read_are_named_or_skipped(own_surfaces, tmp_path, capsys):
     truncated = own_surfaces / "images" / "training" / "0002.jpg"
     truncated.write_bytes(truncated.read_bytes()[:2000])
