@@ -21,7 +21,9 @@ from benchmarks.common.calls import MODES, Call
 from benchmarks.common.traffic import traffic_elements
 
 _FEATURES = _LANDMARKS = 64
-_WARM_UPS, _RUNS = 3, 20
+_WARM_UPS, _FEWEST_RUNS, _MOST_RUNS = 2, 3, 20
+# Of the runs of one kind.
+_SECONDS = 0.5
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,27 +105,31 @@ def _timed(call: Call, mode: str, args: argparse.Namespace) -> dict[str, object]
         if args.once:
             call.run(mode)
             return {}
-        for _ in range(_WARM_UPS):
-            call.run(mode)
+        synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+        *_, last = _wall_times(lambda: call.run(mode), synchronize, _WARM_UPS)
+        runs = round(min(max(_SECONDS / last, _FEWEST_RUNS), _MOST_RUNS))
+        eager = median(_wall_times(lambda: call.run(mode), synchronize, runs))
         if args.device == "cpu":
-            return {"eager_seconds": median(_wall_times(lambda: call.run(mode), lambda: None))}
-        eager = median(_wall_times(lambda: call.run(mode), torch.cuda.synchronize))
-        host = median(_wall_times(lambda: call.run(mode), lambda: None))
+            return {"eager_seconds": eager}
+        host = median(_wall_times(lambda: call.run(mode), lambda: None, runs))
         torch.cuda.synchronize()
-        return {"eager_seconds": eager, "host_seconds": host, "graph_seconds": _graph(call, mode)}
+        graph = _graph(call, mode, runs)
+        return {"eager_seconds": eager, "host_seconds": host, "graph_seconds": graph}
     except RuntimeError as error:
         return {"error": str(error).splitlines()[0]}
 
 
-def _wall_times(call: Callable[[], object], synchronize: Callable[[], None]) -> Iterator[float]:
-    for _ in range(_RUNS):
+def _wall_times(
+    call: Callable[[], object], synchronize: Callable[[], None], runs: int
+) -> Iterator[float]:
+    for _ in range(runs):
         begin = time.perf_counter()
         call()
         synchronize()
         yield time.perf_counter() - begin
 
 
-def _graph(call: Call, mode: str) -> float:
+def _graph(call: Call, mode: str, runs: int) -> float:
     """Seconds of a replay, by events."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -133,7 +139,7 @@ def _graph(call: Call, mode: str) -> float:
     with torch.cuda.graph(graph):
         call.run(mode)
     times = []
-    for _ in range(_RUNS):
+    for _ in range(runs):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()

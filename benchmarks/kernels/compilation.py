@@ -47,8 +47,8 @@ class Target:
 # sm_80 stands for 8.6 and 8.9 too, which have the same matrix units and the least shared memory.
 TARGETS = {
     "sm_80": Target("sm_80", "cuda", 80, 32, 99 * 1024, "tf32x3"),
-    "sm_90": Target("sm_90", "cuda", 90, 32, 99 * 1024, "tf32x3"),
-    "sm_100": Target("sm_100", "cuda", 100, 32, 99 * 1024, "tf32x3"),
+    "sm_90": Target("sm_90", "cuda", 90, 32, 227 * 1024, "tf32x3"),
+    "sm_100": Target("sm_100", "cuda", 100, 32, 227 * 1024, "tf32x3"),
     "gfx942": Target("gfx942", "hip", "gfx942", 64, 64 * 1024, "ieee"),
 }
 

@@ -1,12 +1,13 @@
 """Searches for better tiles of one kernel than those in softattn.kernels.configurations.
 
-On a GPU every candidate that fits is timed. Without one it is compiled for a target and ranked by
-its resources: bytes of stack first, where registers did not suffice, then registers. Tiles of the
-table's own size are marked.
+On a GPU every candidate is checked against the smallest tile, and timed if it is right. Without one
+it is compiled for a target and ranked by its resources: bytes of stack first, where registers did
+not suffice, then registers. Tiles of the table's own size are marked.
 """
 
 import argparse
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from itertools import product
 
 from rich.table import Table
@@ -19,13 +20,12 @@ from benchmarks.kernels.cases import DTYPES, VARIANTS, Case
 from benchmarks.kernels.compilation import (
     TARGETS,
     Resources,
+    Target,
     compiler_processes,
     launches,
     submit,
-    with_tile,
 )
-
-Tile = tuple[int, int, int, int]
+from benchmarks.kernels.trial import Tile, checked, seconds
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,43 @@ def main(argv: list[str] | None = None) -> None:
     target = TARGETS[args.target]
     own = tuple(launches(case, target)[0].tile)
     tiles = list(product(args.tokens, args.tile_landmarks, args.warps, args.stages))
+    found = _compiled(case, target, tiles)
+    if args.device == "cuda":
+        found = _timed(case, found)
+    found.sort(key=lambda candidate: candidate.cost)
+    terminal().print(_table(f"{case} on {target.name}", found, own))
+
+
+def _compiled(case: Case, target: Target, tiles: list[Tile]) -> list[Candidate]:
+    """The tiles that the compiler takes and whose programs fit the target."""
+    found = []
     console = terminal()
-    found: list[Candidate] = []
     with counted_steps(console, str(case), len(tiles)) as steps, compiler_processes() as executor:
         compiled = {tile: submit(executor, case, target, tile) for tile in tiles}
         for tile, future in compiled.items():
             steps.describe(str(tile))
-            resources = future.result()
-            if max(r.shared_memory for r in resources) <= target.shared_memory:
-                found.append(Candidate(tile, resources, _time(args, tile)))
+            try:
+                candidate = Candidate(tile, future.result())
+                if max(r.shared_memory for r in candidate.resources) <= target.shared_memory:
+                    found.append(candidate)
+            except Exception as error:  # whatever a compiler raises
+                console.print(f"{tile}: {str(error).splitlines()[0]}")
             steps.advance()
-    console.print(_table(f"{case} on {target.name}", sorted(found, key=lambda c: c.cost), own))
+    return found
 
 
-def _time(args: argparse.Namespace, tile: Tile) -> float | None:
-    """Seconds of a call with the tile, by CUDA events; None without a GPU."""
-    if args.device == "cpu":
-        return None
-    from triton.testing import do_bench
-
-    case = Case(
-        args.variant, args.features, args.landmarks, args.dtype, tokens=2**17, device=args.device
-    )
-    with with_tile(tile):
-        return float(do_bench(case.call(), return_mode="median")) / 1e3
+def _timed(case: Case, candidates: list[Candidate]) -> list[Candidate]:
+    """Those that are right, with their times."""
+    wanted = [(case, candidate.tile) for candidate in candidates]
+    right = []
+    for candidate, (_, tile, fault) in zip(
+        candidates, checked(wanted, os.cpu_count() or 1), strict=True
+    ):
+        if fault is None:
+            right.append(candidate)
+        else:
+            terminal().print(f"{tile}: {fault}")
+    return [replace(candidate, seconds=seconds(case, candidate.tile)) for candidate in right]
 
 
 def _table(title: str, candidates: list[Candidate], own: tuple[int, ...]) -> Table:

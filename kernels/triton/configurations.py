@@ -1,11 +1,11 @@
 """How each kernel cuts its work: a table instead of a search at the first call.
 
 An entry is ``(tokens, landmarks, warps, stages)``, and ``registers`` where fewer than the compiler
-would take let more programs run at once. It was found by compiling: on CUDA a program
-takes at most 99 KiB of shared memory, as compute capability 8.6 has, and up to 128 features
-nothing spills to memory in half precision, whatever the kernel is asked for; on AMD a program
-takes at most 64 KiB. Where a kernel has two entries, the first is for landmarks that fit into its
-one block, the second for more.
+would take let more programs run at once. Entries were found by compiling: on CUDA a program takes
+at most 99 KiB of shared memory, as compute capability 8.6 has, and up to 128 features nothing
+spills to memory in half precision, but for what ``tests/triton/test_compilation.py`` lists; on AMD
+a program takes at most 64 KiB. Those for compute capability 9 were chosen by their times. Where a
+kernel has two entries, the first is for landmarks that fit into its one block, the second for more.
 """
 
 import functools
@@ -152,14 +152,15 @@ FLOAT32: Table = {
 # Chosen by their times on an H200. There, Triton 3.6 is wrong or reads memory out of bounds in the
 # gradients with tiles of 16 or 32 tokens, 64 landmarks and one stage.
 HALF_ON_WARP_GROUPS: Table = {
-    "landmarks_to_tokens_diagonal": {64: ((64, 64, 4, 3, 168), (32, 32, 4, 1))},
-    "quotient_gradient_diagonal": {64: ((32, 64, 4, 2), (32, 32, 4, 2))},
+    "landmarks_to_tokens": {64: ((64, 64, 4, 3), (128, 64, 4, 2))},
+    "landmarks_to_tokens_diagonal": {64: ((64, 64, 4, 3, 168), (64, 64, 4, 2))},
+    "quotient_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 64, 4, 3))},
     "token_gradient": {64: ((32, 64, 4, 3), (64, 64, 4, 2))},
-    "token_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 32, 4, 1))},
+    "token_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 64, 4, 2))},
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},
-    "middle_factor": {64: ((64, 64, 4, 1),)},
+    "middle_factor": {64: ((64, 64, 4, 1),), 128: ((32, 32, 8, 1),)},
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {

@@ -143,6 +143,13 @@ MOST_STACK = {
     ("token_gradient", "float32", 64): 384,
     ("token_gradient", "float32", 128): 1280,
 }
+# There tiles were chosen by their times, and these are the fastest all the same.
+MOST_STACK_ON_HOPPER = {
+    ("landmarks_to_tokens", "bfloat16", 64): 160,
+    ("gradient", "bfloat16", 64): 160,
+    ("gradient, diagonal and weights", "bfloat16", 64): 560,
+    ("middle_factor", "float32", 64): 736,
+}
 
 
 def test_every_variant_is_of_a_kernel():
@@ -188,9 +195,8 @@ def test_compiles_for_target(case, target, compiled):
         assert resources.shared_memory <= TARGETS[target].shared_memory, resources
         if TARGETS[target].backend == "cuda" and case.features <= 128:
             sizes = (case.dtype, case.features)
-            most = max(
-                MOST_STACK.get((name, *sizes), 0) for name in (resources.kernel, case.variant)
-            )
+            allowed = MOST_STACK | (MOST_STACK_ON_HOPPER if target == "sm_90" else {})
+            most = max(allowed.get((name, *sizes), 0) for name in (resources.kernel, case.variant))
             assert resources.stack <= most, resources
 
 
