@@ -1,9 +1,10 @@
 """The tools for kernels run without a GPU."""
 
 import pytest
+import torch
 
 from benchmarks.common.calls import MODES
-from benchmarks.kernels import expected, resources, search
+from benchmarks.kernels import cases, expected, resources, search, trial
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -37,6 +38,21 @@ def test_search_ranks_tiles_without_a_gpu(capsys):
     printed = capsys.readouterr().out
     assert "sums-D16-m16-bfloat16 on sm_90" in printed
     assert len([line for line in printed.splitlines() if line.startswith("│")]) == 2
+
+
+def test_tiles_are_compared_with_the_smallest(monkeypatch):
+    from softattn.kernels import configurations
+
+    def fault():
+        case = cases.Case("answer, quotient", 16, 16)
+        return trial.fault(case, (32, 16, 4, 1), device="cpu", tokens=100)
+
+    assert fault() is None
+    tokens_of_tile = lambda _: torch.tensor(float(configurations.choose().tokens))  # noqa: E731
+    monkeypatch.setitem(cases.VARIANTS, "answer, quotient", tokens_of_tile)
+    assert fault() == "differs by 1 of the largest entry"
+    monkeypatch.setitem(cases.VARIANTS, "answer, quotient", lambda _: 1 / 0)
+    assert fault() == "ZeroDivisionError: division by zero"
 
 
 def test_resources_are_written_between_the_marks(tmp_path, monkeypatch):
