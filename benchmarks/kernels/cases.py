@@ -209,6 +209,41 @@ def _gradient(
     )
 
 
+def _near_field(inputs: _Inputs, *, run: int) -> None:
+    from softattn.kernels import near_field_output
+
+    near_field_output(
+        inputs.tokens,
+        inputs.landmarks,
+        inputs.values,
+        weights=inputs.sums(ones=True),
+        middle=inputs.middle,
+        near_field=run,
+        floor=_FLOOR,
+        **inputs.common(),
+    )
+
+
+def _near_field_gradient(inputs: _Inputs, *, run: int) -> None:
+    from softattn.kernels import near_field_gradient
+
+    near_field_gradient(
+        inputs.tokens,
+        inputs.landmarks,
+        inputs.values,
+        inputs.values,
+        weights=inputs.sums(ones=True),
+        middle=inputs.middle,
+        denominator=inputs.per_token,
+        grad_denominator=inputs.per_token,
+        grad_sums=inputs.sums(ones=True),
+        near_field=run,
+        scale=_SCALE,
+        floor=_FLOOR,
+        **inputs.common(),
+    )
+
+
 def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> None:
     from softattn.kernels import QueryTerms, token_gradient
 
@@ -373,6 +408,10 @@ VARIANTS: dict[str, Callable[[_Inputs], None]] = {
     "gradient of keys with weights": lambda i: _gradient(
         i, queries=False, keys=True, quotient=True, weights=True
     ),
+    "near field": lambda i: _near_field(i, run=16),
+    "near field of 64": lambda i: _near_field(i, run=64),
+    "near field gradient": lambda i: _near_field_gradient(i, run=16),
+    "near field gradient of 64": lambda i: _near_field_gradient(i, run=64),
     "gradient, exact": lambda i: _exact_gradient(i, normalize=False),
     "gradient, exact normalized": lambda i: _exact_gradient(i, normalize=True),
     "nearest": _nearest,

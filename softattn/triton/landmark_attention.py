@@ -79,7 +79,7 @@ def landmark_attention(
     if group:
         partial = plain_sum_over_ranks(add_stretches(partial), group)[:, :, None]
     has_diagonal = quotient and key is None
-    sums, weights, pieces = _weights(
+    sums, weights, pieces = landmark_weights(
         partial, middle, value.shape[3], value.dtype, with_middle=has_diagonal
     )
     result = landmarks_to_tokens(
@@ -154,7 +154,7 @@ def landmark_attention_gradient(
     key_weights = None if key_weights is None else key_weights.contiguous()
     own_key_weights = None
     # W again, and for the diagonal M + Mᵀ.
-    _, weights, symmetric = _weights(
+    _, weights, symmetric = landmark_weights(
         sums[:, :, None], middle, d_v, dtype, with_symmetric_middle=quotient and is_self
     )
     # dW = P_qᵀ G, through the quotient where there is one.
@@ -192,10 +192,12 @@ def landmark_attention_gradient(
         queries = QueryTerms(grad, weights)
         of_diagonal = None
         partial = tokens_to_landmarks(landmarks, query, grad, padding=query_padding, **common)
-    grad_sums, grad_middle = _weights_gradient(partial, of_diagonal, middle, sums, d_v, dtype)
+    grad_sums, grad_middle = landmark_weights_gradient(
+        partial, of_diagonal, middle, sums, d_v, dtype
+    )
     if group:
         of_all = plain_sum_over_ranks(add_stretches(partial), group)[:, :, None]
-        grad_sums, _ = _weights_gradient(of_all, None, middle, sums, d_v, dtype)
+        grad_sums, _ = landmark_weights_gradient(of_all, None, middle, sums, d_v, dtype)
     # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
     keys = KeyTerms(value, grad_sums, key_weights, own_key_weights)
     common["scale"] = scale
@@ -238,7 +240,7 @@ def _(grad, query, key, value, landmarks, middle, key_weights, *rest):  # type: 
 register_gradient(landmark_attention, landmark_attention_gradient)
 
 
-def _weights(
+def landmark_weights(
     partial: Tensor,
     middle: Tensor,
     d_v: int,
@@ -268,7 +270,7 @@ def _weights(
     return kernels.LandmarkWeights(sums, weights, kernels.in_pieces(middle, dtype) if cut else None)
 
 
-def _weights_gradient(
+def landmark_weights_gradient(
     partial: Tensor,
     partial_middle: Tensor | None,
     middle: Tensor,
