@@ -188,24 +188,13 @@ def _near_field_gradient(
         l_ptr, 0, landmark, l_row, inside_m, None, center_ptr, D, BLOCK_D
     )
     l_columns = tl.trans(l)
-    # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]
-    w, w_rest, z = load_weights(
-        w_ptr, w_rest_ptr, z_ptr, 0, landmark, w_row, inside_m, D_V, BLOCK_V
-    )
-    ds, ds_rest, du = load_weights(
-        ds_ptr, ds_rest_ptr, du_ptr, 0, landmark, ds_row, inside_m, D_V, BLOCK_V
-    )
-    ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
-    # [BLOCK_M, BLOCK_M] twice
-    middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
-    middle_columns, middle_rest_columns = tl.trans(middle), tl.trans(middle_rest)
     # Σ_i E_ij x_i and Σ_i E_ij
     slope_x = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     slopes = tl.zeros([BLOCK_M], tl.float32)
     dm = tl.zeros([BLOCK_M, BLOCK_M], tl.float32)
     token = tl.arange(0, BLOCK_N)
     begin, end = stretch_of_program(unit, stretches, length, n)
-    for first in range(begin, end, BLOCK_N):
+    for first in tl.range(begin, end, BLOCK_N, disable_licm=True):
         inside = token < n - first
         valid = without_padding(padding_ptr, first, token, inside)
         at = pair * n + first + token
@@ -222,6 +211,8 @@ def _near_field_gradient(
         x_columns, v_columns, g_columns = tl.trans(x), tl.trans(v), tl.trans(g)
 
         # [BLOCK_M, BLOCK_N]: P, and P M, both transposed.
+        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
+        middle_columns, middle_rest_columns = tl.trans(middle), tl.trans(middle_rest)
         p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
         p = tl.where(valid[None, :], p, 0.0)
         p_first, p_rest, _ = split(p, DTYPE, True)
@@ -236,6 +227,10 @@ def _near_field_gradient(
         r, kernel, free = remainder(x, x_square, approximated, token, valid, rate, RUN, PRECISION)
 
         # [BLOCK_V, BLOCK_N]
+        ds, ds_rest, du = load_weights(
+            ds_ptr, ds_rest_ptr, du_ptr, 0, landmark, ds_row, inside_m, D_V, BLOCK_V
+        )
+        ds_columns, ds_rest_columns = tl.trans(ds), tl.trans(ds_rest)
         r_first, r_rest, r_unit = split(share[:, None] * r, DTYPE, False)
         dv = r_unit * dot(g_columns, g_columns, r_first, r_rest, 1, PIECES, PRECISION)
         dv = add_dot(
@@ -270,6 +265,9 @@ def _near_field_gradient(
             middle, middle_rest, q_first, q_rest, PIECES, PIECES, PRECISION
         )
 
+        w, w_rest, z = load_weights(
+            w_ptr, w_rest_ptr, z_ptr, 0, landmark, w_row, inside_m, D_V, BLOCK_V
+        )
         of_rows = w_unit * dot(w, w_rest, g_columns, g_columns, PIECES, 1, PRECISION)
         dp += share[None, :] * of_rows
         dp += dd[None, :] * z[:, None] + dt[None, :] * tl.abs(z)[:, None] + du[:, None]
