@@ -10,7 +10,7 @@ from torch import Tensor
 
 # The integers that change with the input. A kernel is compiled once for all of their values.
 CHANGING = (
-    *("n", "heads", "stretches", "stretches_of_middle", "length", "parts"),
+    *("n", "heads", "stretches", "stretches_of_middle", "length", "parts", "run"),
     *("apart", "number", "size", "blocks", "steps"),
 )
 # A stride between rows with which the offsets in a tile of 256 rows fit into 32 bits.

@@ -7,7 +7,6 @@ import triton.language as tl
 from torch import Tensor
 
 from softattn.kernels.arithmetic import (
-    add_dot,
     dot,
     exponent,
     floored_share,
@@ -65,7 +64,7 @@ def near_field_output(
         values: V, (batch, heads, n, d_v), in the dtype of the tokens.
         weights: W, and z, in pieces; or whole, (batch, heads, m, d_v + 1), float32.
         middle: M, (batch, heads, m, m), float32 or in pieces.
-        near_field: tokens of a run, a power of two.
+        near_field: tokens of a run.
         rate: s log₂(e) / 2.
         floor: see above.
         underflow: where T is this at most, the output is 0.
@@ -81,7 +80,7 @@ def near_field_output(
         rate=rate,
         center=center,
         padding=padding,
-        near_field=near_field,
+        one_block=True,
     )
     result = NearFieldOutput(
         output=tiles.empty(tiles.n, d_v, dtype=values.dtype), denominator=tiles.empty(tiles.n)
@@ -96,7 +95,7 @@ def near_field_output(
         denominator_ptr=result.denominator,
         floor=floor,
         underflow=underflow,
-        RUN=near_field,
+        run=near_field,
     )
     return result
 
@@ -114,10 +113,10 @@ def _near_field_output(
     # outputs
     o_ptr, denominator_ptr,
     # sizes
-    n, m, heads, stretches, length, rate, floor, underflow,
+    n, m, heads, stretches, length, run, rate, floor, underflow,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    RUN: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o_i = (Σ_j P_ij w_j + Σ_j R_ij v_j) / D̃_i over one stretch of tokens."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -159,25 +158,37 @@ def _near_field_output(
         valid = without_padding(padding_ptr, first, token, inside)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
         x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
-        # [BLOCK_N, BLOCK_V]
-        v = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
         # [BLOCK_N, BLOCK_M]
         p = tl.exp2(exponent(x, x_square, l_columns, l_square, rate, PRECISION))
         p_first, p_rest, _ = split(p, DTYPE, True)
+        o = w_unit * dot(p_first, p_rest, w, w_rest, PIECES, PIECES, PRECISION)
+        denominator = tl.sum(p * z[None, :], 1)
+        terms = tl.sum(p * tl.abs(z)[None, :], 1)
         p_middle = middle_unit * dot(
             p_first, p_rest, middle, middle_rest, PIECES, PIECES, PRECISION
         )
         a_first, a_rest, a_unit = split(p_middle, DTYPE, False)
-        # [BLOCK_N, BLOCK_N]
-        approximated = a_unit * dot(
-            a_first, a_rest, tl.trans(p_first), tl.trans(p_rest), PIECES, PIECES, PRECISION
-        )
-        r, _kernel, _free = remainder(x, x_square, approximated, token, valid, rate, RUN, PRECISION)
-        r_first, r_rest, _ = split(r, DTYPE, True)
-        o = dot(r_first, r_rest, v, v, PIECES, 1, PRECISION)
-        o = add_dot(o, w_unit, p_first, p_rest, w, w_rest, PIECES, PIECES, PRECISION)
-        denominator = tl.sum(p * z[None, :], 1) + tl.sum(r, 1)
-        terms = tl.sum(p * tl.abs(z)[None, :], 1) + tl.sum(tl.abs(r), 1)
+        near_begin, near_end = runs_of_tile(first, BLOCK_N, run, n)
+        for other in range(near_begin, near_end, BLOCK_N):
+            near = without_padding(padding_ptr, other, token, token < near_end - other)
+            # [BLOCK_N, BLOCK_D], [BLOCK_N]
+            y, y_square = load_points(x_ptr, other, token, x_row, near, center_ptr, D, BLOCK_D)
+            # [BLOCK_N, BLOCK_V]
+            v = load_rows(v_ptr, other, token, v_row, near, D_V, BLOCK_V)
+            # [BLOCK_N, BLOCK_M]
+            q = tl.exp2(exponent(y, y_square, l_columns, l_square, rate, PRECISION))
+            q_first, q_rest, _ = split(q, DTYPE, True)
+            # [BLOCK_N, BLOCK_N]
+            approximated = a_unit * dot(
+                a_first, a_rest, tl.trans(q_first), tl.trans(q_rest), PIECES, PIECES, PRECISION
+            )
+            own, of_one_run = pairs_of_runs(first + token, valid, other + token, near, run)
+            k = near_kernel(x, x_square, y, y_square, own, rate, PRECISION)
+            r, _free = remainder(k, approximated, own, of_one_run)
+            r_first, r_rest, _ = split(r, DTYPE, True)
+            o += dot(r_first, r_rest, v, v, PIECES, 1, PRECISION)
+            denominator += tl.sum(r, 1)
+            terms += tl.sum(tl.abs(r), 1)
         to = denominator_ptr + pair * n + first + token
         o *= floored_share(denominator, terms, floor, underflow, to, inside)[:, None]
         if padding_ptr is not None:
@@ -186,18 +197,32 @@ def _near_field_output(
 
 
 @triton.jit
-def remainder(
-    x, x_square, approximated, token, valid, rate, RUN: tl.constexpr, PRECISION: tl.constexpr
-):  # [tokens, tokens] three times
-    """R of a tile of whole runs, k(X, X), and where R is between its bounds.
+def runs_of_tile(first, BLOCK_N: tl.constexpr, run, n):
+    """The first token of the runs that a tile of tokens meets, and the one after their last."""
+    last = tl.minimum(first + BLOCK_N, n) - 1
+    return first // run * run, tl.minimum((last // run + 1) * run, n)
 
-    R is 0 where tokens are of two runs or not ``valid``. Without rounding no entry would be at a
-    bound.
-    """
-    own = token[:, None] == token[None, :]
-    e = exponent(x, x_square, tl.trans(x), x_square, rate, PRECISION)
-    kernel = tl.exp2(tl.where(own, 0.0, e))
+
+@triton.jit
+def pairs_of_runs(rows, rows_valid, columns, columns_valid, run):  # [rows, columns] twice
+    """Which pairs are one token, and which are of one run, both ``valid``."""
+    of_one_run = rows[:, None] // run == columns[None, :] // run
+    return (
+        rows[:, None] == columns[None, :],
+        of_one_run & rows_valid[:, None] & columns_valid[None, :],
+    )
+
+
+@triton.jit
+def near_kernel(x, x_square, y, y_square, own, rate, PRECISION: tl.constexpr):  # [tokens, tokens]
+    """k(x, y), exactly 1 where both are one token."""
+    e = exponent(x, x_square, tl.trans(y), y_square, rate, PRECISION)
+    return tl.exp2(tl.where(own, 0.0, e))
+
+
+@triton.jit
+def remainder(kernel, approximated, own, of_one_run):  # [tokens, tokens] twice
+    """R, and where it is between its bounds, which only rounding or an inexact M passes."""
     difference = kernel - approximated
     bounded = tl.minimum(tl.maximum(difference, tl.where(own, 0.0, -1.0)), 1.0)
-    near = (token[:, None] // RUN == token[None, :] // RUN) & valid[:, None] & valid[None, :]
-    return tl.where(near, bounded, 0.0), kernel, near & (bounded == difference)
+    return tl.where(of_one_run, bounded, 0.0), of_one_run & (bounded == difference)

@@ -35,8 +35,7 @@ class TokenPass:
         rate: s log₂(e) / 2.
         center: (batch, heads, d), subtracted from tokens and landmarks; or None.
         padding: (batch, n), True at padded tokens; or None.
-        near_field: tokens of a run, a power of two. Above 1, a tile holds whole runs and one block
-            all landmarks.
+        one_block: whether a tile holds all landmarks.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class TokenPass:
         rate: float,
         center: Tensor | None,
         padding: Tensor | None,
-        near_field: int = 1,
+        one_block: bool = False,
     ) -> None:
         self.batch, self.heads, self.n, self.d = tokens.shape
         self.m, self.d_v = landmarks.shape[2], d_v
@@ -64,9 +63,8 @@ class TokenPass:
         self._torch_device = tokens.device
         self._device = launching.device_of(tokens.device)
         tile = configurations.choose(entry, self.d, d_v, self.m, self.dtype, self._device)
-        if near_field > 1:
-            whole_runs = max(tile.tokens, near_field)
-            tile = tile._replace(tokens=whole_runs, landmarks=block_of(self.m))
+        if one_block:
+            tile = tile._replace(landmarks=block_of(self.m))
         self._tile = tile
 
     @property
