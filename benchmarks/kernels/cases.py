@@ -13,6 +13,7 @@ from torch import Tensor
 
 _BATCH, _HEADS = 4, 2
 _RATE, _SCALE, _FLOOR = 0.1, 0.1, 0.1
+_RUN = 16
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -209,7 +210,7 @@ def _gradient(
     )
 
 
-def _near_field(inputs: _Inputs, *, run: int) -> None:
+def _near_field(inputs: _Inputs) -> None:
     from softattn.kernels import near_field_output
 
     near_field_output(
@@ -218,13 +219,13 @@ def _near_field(inputs: _Inputs, *, run: int) -> None:
         inputs.values,
         weights=inputs.sums(ones=True),
         middle=inputs.middle,
-        near_field=run,
+        near_field=_RUN,
         floor=_FLOOR,
         **inputs.common(),
     )
 
 
-def _near_field_gradient(inputs: _Inputs, *, run: int) -> None:
+def _near_field_gradient(inputs: _Inputs) -> None:
     from softattn.kernels import near_field_gradient
 
     near_field_gradient(
@@ -237,7 +238,7 @@ def _near_field_gradient(inputs: _Inputs, *, run: int) -> None:
         denominator=inputs.per_token,
         grad_denominator=inputs.per_token,
         grad_sums=inputs.sums(ones=True),
-        near_field=run,
+        near_field=_RUN,
         scale=_SCALE,
         floor=_FLOOR,
         **inputs.common(),
@@ -408,10 +409,8 @@ VARIANTS: dict[str, Callable[[_Inputs], None]] = {
     "gradient of keys with weights": lambda i: _gradient(
         i, queries=False, keys=True, quotient=True, weights=True
     ),
-    "near field": lambda i: _near_field(i, run=16),
-    "near field of 64": lambda i: _near_field(i, run=64),
-    "near field gradient": lambda i: _near_field_gradient(i, run=16),
-    "near field gradient of 64": lambda i: _near_field_gradient(i, run=64),
+    "near field": _near_field,
+    "near field gradient": _near_field_gradient,
     "gradient, exact": lambda i: _exact_gradient(i, normalize=False),
     "gradient, exact normalized": lambda i: _exact_gradient(i, normalize=True),
     "nearest": _nearest,

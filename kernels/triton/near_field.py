@@ -145,12 +145,6 @@ def _near_field_output(
         l_ptr, 0, landmark, l_row, inside_m, None, center_ptr, D, BLOCK_D
     )
     l_columns = tl.trans(l)
-    # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]
-    w, w_rest, z = load_weights(
-        w_ptr, w_rest_ptr, z_ptr, 0, landmark, w_row, inside_m, D_V, BLOCK_V
-    )
-    # [BLOCK_M, BLOCK_M] twice
-    middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
     token = tl.arange(0, BLOCK_N)
     begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
@@ -161,9 +155,16 @@ def _near_field_output(
         # [BLOCK_N, BLOCK_M]
         p = tl.exp2(exponent(x, x_square, l_columns, l_square, rate, PRECISION))
         p_first, p_rest, _ = split(p, DTYPE, True)
+        # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]. Factors are loaded where they are needed: shared
+        # memory does not hold all of them.
+        w, w_rest, z = load_weights(
+            w_ptr, w_rest_ptr, z_ptr, 0, landmark, w_row, inside_m, D_V, BLOCK_V
+        )
         o = w_unit * dot(p_first, p_rest, w, w_rest, PIECES, PIECES, PRECISION)
         denominator = tl.sum(p * z[None, :], 1)
         terms = tl.sum(p * tl.abs(z)[None, :], 1)
+        # [BLOCK_M, BLOCK_M] twice
+        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
         p_middle = middle_unit * dot(
             p_first, p_rest, middle, middle_rest, PIECES, PIECES, PRECISION
         )

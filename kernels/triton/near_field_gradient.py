@@ -203,16 +203,6 @@ def _near_field_gradient(
         l_ptr, 0, landmark, l_row, inside_m, None, center_ptr, D, BLOCK_D
     )
     l_columns = tl.trans(l)
-    # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]
-    w, w_rest, z = load_weights(
-        w_ptr, w_rest_ptr, z_ptr, 0, landmark, w_row, inside_m, D_V, BLOCK_V
-    )
-    # [BLOCK_M, BLOCK_M] twice: what P of the tiles and their sums are multiplied by.
-    middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
-    inner, inner_rest = middle, middle_rest
-    outer, outer_rest = tl.trans(middle), tl.trans(middle_rest)
-    if not KEYS:
-        inner, inner_rest, outer, outer_rest = outer, outer_rest, inner, inner_rest
     # Σ_i E_ij x_i and Σ_i E_ij
     slope_x = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     slopes = tl.zeros([BLOCK_M], tl.float32)
@@ -236,8 +226,14 @@ def _near_field_gradient(
         p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
         p = tl.where(valid[None, :], p, 0.0)
         p_first, p_rest, _ = split(p, DTYPE, True)
-        # P M, or as keys P Mᵀ, transposed.
-        p_middle = middle_unit * dot(inner, inner_rest, p_first, p_rest, PIECES, PIECES, PRECISION)
+        # P M, or as keys P Mᵀ, transposed. Factors are loaded where they are needed: shared memory
+        # does not hold all of them.
+        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
+        if not KEYS:
+            middle, middle_rest = tl.trans(middle), tl.trans(middle_rest)
+        p_middle = middle_unit * dot(
+            middle, middle_rest, p_first, p_rest, PIECES, PIECES, PRECISION
+        )
         a_first, a_rest, a_unit = split(p_middle, DTYPE, False)
         # dR P, or as keys dRᵀ P, transposed.
         dr_p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -277,6 +273,10 @@ def _near_field_gradient(
             dx -= f_unit * dot(y_columns, y_columns, f_first, f_rest, 1, PIECES, PRECISION)
             dr_first, dr_rest, dr_unit = split(dr, DTYPE, False)
             dr_p += dr_unit * dot(q_first, q_rest, dr_first, dr_rest, PIECES, PIECES, PRECISION)
+        # [BLOCK_M, BLOCK_V] twice, [BLOCK_M]
+        w, w_rest, z = load_weights(
+            w_ptr, w_rest_ptr, z_ptr, 0, landmark, w_row, inside_m, D_V, BLOCK_V
+        )
         if KEYS:
             dv = add_dot(
                 dv, w_unit, tl.trans(w), tl.trans(w_rest), p_first, p_rest,
@@ -295,8 +295,11 @@ def _near_field_gradient(
         else:
             dp *= share[None, :]
             dp += dd[None, :] * z[:, None] + dt[None, :] * tl.abs(z)[:, None]
+        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
+        if KEYS:
+            middle, middle_rest = tl.trans(middle), tl.trans(middle_rest)
         dp -= (middle_unit * q_unit) * dot(
-            outer, outer_rest, q_first, q_rest, PIECES, PIECES, PRECISION
+            middle, middle_rest, q_first, q_rest, PIECES, PIECES, PRECISION
         )
         slope = -scale * p * dp
         slope_first, slope_rest, slope_unit = split(slope, DTYPE, False)

@@ -14,8 +14,7 @@ from softattn.triton.newton import most_rows_to_invert
 # The most that a tile of the kernels holds.
 MOST_FEATURES = 256
 MOST_LANDMARKS = 1024
-# Those of a near field hold whole runs and all landmarks in one tile.
-NEAR_FIELDS = (1, 2, 4, 8, 16, 32, 64)
+# The kernels of near fields hold all landmarks in one tile.
 MOST_LANDMARKS_OF_NEAR_FIELDS = 128
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -172,12 +171,9 @@ def _against_sizes(query: Tensor, value: Tensor | None, landmarks: Tensor | None
 
 
 def _against_near_field(near_field: int, landmarks: Tensor | None) -> str | None:
-    if near_field not in NEAR_FIELDS:
-        return f"near_field={near_field} has no kernel, powers of two up to {NEAR_FIELDS[-1]} have"
     most = MOST_LANDMARKS_OF_NEAR_FIELDS
-    if near_field > 1 and landmarks is not None and landmarks.shape[-2] > most:
-        return (
-            f"there are {landmarks.shape[-2]} landmarks, the kernels of near fields take {most} at "
-            "most"
-        )
-    return None
+    if near_field == 1 or landmarks is None or landmarks.shape[-2] <= most:
+        return None
+    return (
+        f"there are {landmarks.shape[-2]} landmarks, the kernels of near fields take {most} at most"
+    )
