@@ -15,6 +15,7 @@ _BATCH, _HEADS = 4, 2
 _RATE, _SCALE, _FLOOR = 0.1, 0.1, 0.03
 # Distances for which the kernel is neither 0 nor 1.
 _NEAR = 0.3
+_RUN = 16
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -216,6 +217,41 @@ def _gradient(
     )
 
 
+def _near_field(inputs: _Inputs) -> object:
+    from softattn.kernels import near_field_output
+
+    return near_field_output(
+        inputs.tokens,
+        inputs.landmarks,
+        inputs.values,
+        weights=inputs.sums(ones=True),
+        middle=inputs.middle,
+        near_field=_RUN,
+        floor=_FLOOR,
+        **inputs.common(),
+    )
+
+
+def _near_field_gradient(inputs: _Inputs) -> object:
+    from softattn.kernels import near_field_gradient
+
+    return near_field_gradient(
+        inputs.tokens,
+        inputs.landmarks,
+        inputs.values,
+        inputs.values,
+        weights=inputs.sums(ones=True),
+        middle=inputs.middle,
+        denominator=inputs.per_token,
+        grad_denominator=inputs.per_token,
+        grad_sums=inputs.sums(ones=True),
+        near_field=_RUN,
+        scale=_SCALE,
+        floor=_FLOOR,
+        **inputs.common(),
+    )
+
+
 def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> object:
     from softattn.kernels import QueryTerms, token_gradient
 
@@ -381,6 +417,8 @@ VARIANTS: dict[str, Callable[[_Inputs], object]] = {
     "gradient of keys with weights": lambda i: _gradient(
         i, queries=False, keys=True, quotient=True, weights=True
     ),
+    "near field": _near_field,
+    "near field gradient": _near_field_gradient,
     "gradient, exact": lambda i: _exact_gradient(i, normalize=False),
     "gradient, exact normalized": lambda i: _exact_gradient(i, normalize=True),
     "nearest": _nearest,

@@ -18,6 +18,8 @@ from softattn.kernels.landmarks_to_tokens import Diagonal, TokenOutput, landmark
 from softattn.kernels.launching import empty_rows
 from softattn.kernels.median_token import median_token
 from softattn.kernels.middle_factor import MiddleFactor, middle_factor, middle_factor_gradient
+from softattn.kernels.near_field import NearFieldOutput, near_field_output
+from softattn.kernels.near_field_gradient import NearFieldGradient, near_field_gradient
 from softattn.kernels.newton import newton
 from softattn.kernels.partial_sums import add_stretches, few_stretches
 from softattn.kernels.pieces import Pieces, Weights, in_pieces, weights_in_pieces
@@ -32,6 +34,8 @@ __all__ = [
     "LandmarkWeights",
     "LandmarkWeightsGradient",
     "MiddleFactor",
+    "NearFieldGradient",
+    "NearFieldOutput",
     "Pieces",
     "QueryTerms",
     "QuotientGradient",
@@ -54,6 +58,8 @@ __all__ = [
     "median_token",
     "middle_factor",
     "middle_factor_gradient",
+    "near_field_gradient",
+    "near_field_output",
     "nearest_landmarks",
     "newton",
     "quotient_gradient",

@@ -185,6 +185,21 @@ def is_marked(x):
 
 
 @triton.jit
+def floored_share(denominator, terms, floor, underflow, to, inside):  # [tokens]
+    """One over the denominator or its floor, and 0 where all terms underflow.
+
+    What was divided by is stored, marked where that is the floor.
+    """
+    lowest = floor * terms
+    some = terms > underflow
+    at_floor = some & (tl.abs(denominator) < lowest)
+    divisor = tl.where(at_floor, tl.where(denominator < 0, -lowest, lowest), denominator)
+    divisor = tl.where(some, divisor, 1.0)
+    tl.store(to, marked(divisor, at_floor), mask=inside)
+    return tl.where(some, 1 / divisor, 0.0)
+
+
+@triton.jit
 def floored_gradient(dd, denominator, floor):  # [tokens] twice
     """The gradients of D and T from that of D̃, marked at the floor; see ``quotient_gradient``."""
     at_floor = is_marked(denominator)

@@ -11,13 +11,13 @@ from softattn.kernels.arithmetic import (
     add_dot,
     dot,
     exponent,
+    floored_share,
     load_landmarks,
     load_middle,
     load_points,
     load_rows,
     load_unit,
     load_weights,
-    marked,
     pair_of_program,
     split,
     store_rows,
@@ -276,7 +276,10 @@ def _landmarks_to_tokens(
             denominator += c
             terms += c
         if QUOTIENT:
-            o *= _share(denominator, terms, floor, underflow, denominator_ptr + at, inside)[:, None]
+            share = floored_share(
+                denominator, terms, floor, underflow, denominator_ptr + at, inside
+            )
+            o *= share[:, None]
         top = _finite(top)
         if NORMALIZE:
             denominator = tl.where(denominator == 0, 1.0, denominator)
@@ -287,21 +290,6 @@ def _landmarks_to_tokens(
         if padding_ptr is not None:
             o = tl.where(valid[:, None], o, 0.0)
         store_rows(o_ptr, first, token, o_row, o, inside, D_V, BLOCK_V)
-
-
-@triton.jit
-def _share(denominator, terms, floor, underflow, to, inside):  # [tokens]
-    """One over the denominator or its floor, and 0 where all terms underflow.
-
-    What was divided by is stored, marked where that is the floor.
-    """
-    lowest = floor * terms
-    some = terms > underflow
-    at_floor = some & (tl.abs(denominator) < lowest)
-    divisor = tl.where(at_floor, tl.where(denominator < 0, -lowest, lowest), denominator)
-    divisor = tl.where(some, divisor, 1.0)
-    tl.store(to, marked(divisor, at_floor), mask=inside)
-    return tl.where(some, 1 / divisor, 0.0)
 
 
 @triton.jit

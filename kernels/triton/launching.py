@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # The integers that change with the input. A kernel is compiled once for all of their values.
 CHANGING = (
-    *("n", "heads", "stretches", "stretches_of_middle", "length", "parts"),
+    *("n", "heads", "stretches", "stretches_of_middle", "length", "parts", "run"),
     *("apart", "number", "size", "blocks", "steps"),
 )
 # A stride between rows with which the offsets in a tile of 256 rows fit into 32 bits.

@@ -37,6 +37,7 @@ class TokenPass:
         rate: s log₂(e) / 2.
         center: (batch, heads, d), subtracted from tokens and landmarks; or None.
         padding: (batch, n), True at padded tokens; or None.
+        one_block: whether a tile holds all landmarks.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class TokenPass:
         rate: float,
         center: Tensor | None,
         padding: Tensor | None,
+        one_block: bool = False,
     ) -> None:
         self.batch, self.heads, self.n, self.d = tokens.shape
         self.m, self.d_v = landmarks.shape[2], d_v
@@ -62,7 +64,10 @@ class TokenPass:
         self._rate = rate
         self._torch_device = tokens.device
         self._device = devices.device_of(tokens.device)
-        self._tile = configurations.choose(entry, self.d, d_v, self.m, self.dtype, self._device)
+        tile = configurations.choose(entry, self.d, d_v, self.m, self.dtype, self._device)
+        if one_block:
+            tile = tile._replace(landmarks=block_of(self.m))
+        self._tile = tile
 
     @property
     def blocks(self) -> int:

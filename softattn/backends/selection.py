@@ -14,6 +14,8 @@ from softattn.triton.newton import most_rows_to_invert
 # The most that a tile of the kernels holds.
 MOST_FEATURES = 256
 MOST_LANDMARKS = 1024
+# The kernels of near fields hold all landmarks in one tile.
+MOST_LANDMARKS_OF_NEAR_FIELDS = 128
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_INSTALLED = find_spec("triton") is not None
@@ -65,7 +67,7 @@ def explain_impl(
         _against_device(query.device, impl)
         or _against_dtype(query.dtype)
         or _against_sizes(query, value, landmarks)
-        or _against_near_field(near_field)
+        or _against_near_field(near_field, landmarks)
     )
     if obstacle is not None:
         return Implementation("eager", obstacle)
@@ -168,5 +170,10 @@ def _against_sizes(query: Tensor, value: Tensor | None, landmarks: Tensor | None
     return None
 
 
-def _against_near_field(near_field: int) -> str | None:
-    return None if near_field == 1 else f"near_field={near_field} has no kernel, only 1 has"
+def _against_near_field(near_field: int, landmarks: Tensor | None) -> str | None:
+    most = MOST_LANDMARKS_OF_NEAR_FIELDS
+    if near_field == 1 or landmarks is None or landmarks.shape[-2] <= most:
+        return None
+    return (
+        f"there are {landmarks.shape[-2]} landmarks, the kernels of near fields take {most} at most"
+    )

@@ -11,6 +11,7 @@ from softattn.triton.gaussian_kernel import gaussian_kernel
 from softattn.triton.key_weights import key_weights
 from softattn.triton.landmark_attention import landmark_attention
 from softattn.triton.middle_factor import middle_factor
+from softattn.triton.near_field import near_field_attention
 from softattn.triton.newton import newton
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "key_weights",
     "landmark_attention",
     "middle_factor",
+    "near_field_attention",
     "nearest_landmarks",
     "newton",
 ]

@@ -11,6 +11,7 @@ from softattn.triton.key_weights import key_weights as _key_weights
 from softattn.triton.landmark_attention import landmark_attention as _through_landmarks
 from softattn.triton.middle_factor import MOST_LANDMARKS
 from softattn.triton.middle_factor import middle_factor as _middle_factor
+from softattn.triton.near_field import near_field_attention
 
 __all__ = [
     "cluster_sums",
@@ -61,6 +62,11 @@ def landmark_attention(
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
     padding = _words(key_padding_mask)
+    if near_field > 1:
+        output, *_ = near_field_attention(
+            query, value, landmarks, middle.float(), padding, scale, near_field, group or ""
+        )
+        return output
     weights = None if key_weights is None else key_weights.squeeze(-1)
     output, *_ = _through_landmarks(
         query, key, value, landmarks, middle.float(), weights, padding, scale, quotient, group or ""

@@ -86,7 +86,7 @@ def landmark_attention(
     if group:
         partial = plain_sum_over_ranks(add_stretches(partial), group)[:, :, None]
     has_diagonal = quotient and key is None
-    sums, weights, pieces = _weights(
+    sums, weights, pieces = landmark_weights(
         partial, middle, value.shape[3], value.dtype, with_middle=has_diagonal
     )
     result = landmarks_to_tokens(
@@ -244,7 +244,7 @@ def _through_output(forward: _Forward, grad: Tensor) -> _ThroughOutput:
         "padding": forward.padding if forward.key is None else None,
     }
     # W again, and for the diagonal M + Mᵀ.
-    _, weights, symmetric = _weights(
+    _, weights, symmetric = landmark_weights(
         forward.sums[:, :, None],
         forward.middle,
         value.shape[3],
@@ -291,11 +291,12 @@ def _through_landmarks(
 
     middle, sums = forward.middle, forward.sums
     d_v, dtype = forward.value.shape[3], forward.value.dtype
-    of_rank = _weights_gradient(through.weights, through.middle, middle, sums, d_v, dtype)
+    of_rank = landmark_weights_gradient(through.weights, through.middle, middle, sums, d_v, dtype)
     if not group:
         return of_rank
     of_all = plain_sum_over_ranks(add_stretches(through.weights), group)[:, :, None]
-    return of_rank._replace(sums=_weights_gradient(of_all, None, middle, sums, d_v, dtype).sums)
+    of_ranks = landmark_weights_gradient(of_all, None, middle, sums, d_v, dtype)
+    return of_rank._replace(sums=of_ranks.sums)
 
 
 def _through_kernel(
@@ -325,7 +326,7 @@ def _through_kernel(
     return of_queries.tokens, of_keys, of_landmarks
 
 
-def _weights(
+def landmark_weights(
     partial: Tensor,
     middle: Tensor,
     d_v: int,
@@ -355,7 +356,7 @@ def _weights(
     return kernels.LandmarkWeights(sums, weights, kernels.in_pieces(middle, dtype) if cut else None)
 
 
-def _weights_gradient(
+def landmark_weights_gradient(
     partial: Tensor,
     partial_middle: Tensor | None,
     middle: Tensor,

@@ -24,7 +24,7 @@ few = settings(max_examples=max(settings.default.max_examples // 4, 1))
 def triton_problems(**options):
     """Problems that take several of the smallest tiles, of tokens and of landmarks."""
     options = {"tokens": st.integers(0, 40), "landmarks": st.integers(1, 20)} | options
-    return problems(**{"dtypes": DTYPES, "near_fields": False} | options)
+    return problems(**{"dtypes": DTYPES} | options)
 
 
 def gradients_of(problem, attention, **options):
