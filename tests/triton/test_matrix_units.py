@@ -12,6 +12,7 @@ from support.budget import assert_within_budget
 from support.strategies import NORMALIZATIONS, normal
 
 from softattn import gaussian_attention, softmax_free_attention
+from softattn.backends.backend import EAGER, TRITON
 
 ALL = tuple(product((32, 64, 128), (49, 64, 100), (torch.bfloat16, torch.float16, torch.float32)))
 INTERPRETED = ((64, 49, torch.bfloat16),)
@@ -72,3 +73,32 @@ def test_exact_attention(device, size, normalize):
 
     query, key, value, _, grad = tensors_of(size, device, crossed=True)
     assert_all_within_budget(attend, [query, key, value, grad])
+
+
+@pytest.mark.parametrize("near_field", [3, 16, 64])
+def test_near_field(device, size, near_field):
+    """Of tokens in the order that they have: equal distances to landmarks decide about another."""
+    if device.type == "cpu":
+        # The interpreter truncates what it stores as bfloat16, and dM follows from the output.
+        size = (*size[:2], torch.float16)
+    query, _, value, landmarks, grad = tensors_of(size, device, crossed=False)
+    scale = query.shape[-1] ** -0.5
+    gram = EAGER.gram(landmarks.double(), landmarks.double(), scale)
+    middle = torch.linalg.inv(gram + 0.01 * torch.eye(gram.shape[-1], device=device)).float()
+
+    def attend(impl, query, value, landmarks, middle):
+        return (TRITON if impl == "triton" else EAGER).landmark_attention(
+            query,
+            None,
+            value,
+            landmarks,
+            middle,
+            quotient=True,
+            near_field=near_field,
+            key_weights=None,
+            scale=scale,
+            key_padding_mask=None,
+            group=None,
+        )
+
+    assert_all_within_budget(attend, [query, value, landmarks, middle, grad])
