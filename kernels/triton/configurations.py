@@ -167,13 +167,15 @@ FLOAT32: Table = {
 }
 # Compute capability 9, whose groups of four warps take factors from shared memory as it stands.
 # Chosen by their times on an H200. There, Triton 3.6 is wrong or reads memory out of bounds in the
-# gradients with tiles of 16 or 32 tokens, 64 landmarks and one stage.
+# gradients with tiles of 16 or 32 tokens, 64 landmarks and one stage, in that of a near field with
+# any such tile, and in that of a diagonal with two blocks of 64 landmarks.
 HALF_ON_WARP_GROUPS: Table = {
     "landmarks_to_tokens": {64: ((64, 64, 4, 3), (128, 64, 4, 2))},
-    "landmarks_to_tokens_diagonal": {64: ((64, 64, 4, 3, 168), (64, 64, 4, 2))},
-    "quotient_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 64, 4, 3))},
+    "landmarks_to_tokens_diagonal": {64: ((64, 64, 4, 3, 168), (32, 32, 4, 1))},
+    "quotient_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 32, 4, 2))},
     "token_gradient": {64: ((32, 64, 4, 3), (64, 64, 4, 2))},
-    "token_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 64, 4, 2))},
+    "token_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 32, 4, 1))},
+    "near_field_gradient": {64: ((64, 64, 4, 1), (16, 128, 8, 1))},
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},

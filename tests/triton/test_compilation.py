@@ -147,7 +147,6 @@ MOST_STACK = {
 MOST_STACK_ON_HOPPER = {
     ("landmarks_to_tokens", "bfloat16", 64): 160,
     ("gradient", "bfloat16", 64): 160,
-    ("gradient, diagonal and weights", "bfloat16", 64): 560,
     ("middle_factor", "float32", 64): 736,
 }
 
