@@ -21,6 +21,7 @@ from benchmarks.kernels.compilation import (
     variants,
 )
 from softattn import kernels
+from softattn.backends.selection import MOST_NEAR_FEATURES
 from softattn.kernels import configurations, launching
 
 # The compiler of torch 2.6's Triton fails on some kernels.
@@ -52,6 +53,8 @@ VARIANTS_OF = {
         "gradient, exact",
     ),
     "token_gradient_diagonal": ("gradient, diagonal and weights", "gradient, diagonal"),
+    "near_field_output": ("near field",),
+    "near_field_gradient": ("near field gradient",),
     "nearest_landmarks": ("nearest",),
     "cluster_sums": ("clusters",),
     "gaussian_kernel": ("block",),
@@ -164,7 +167,12 @@ def test_every_kernel_has_entries_for_all_widths():
     for table in (configurations.HALF, configurations.FLOAT32):
         for kernel, widths in table.items():
             by_landmarks = kernel in ("newton", "middle_factor", "landmark_weights")
-            assert max(widths) == (128 if by_landmarks else 256), kernel
+            most = 128 if by_landmarks else 256
+            if kernel.startswith("near_field"):
+                most = MOST_NEAR_FEATURES[
+                    torch.float32 if table is configurations.FLOAT32 else torch.bfloat16
+                ]
+            assert max(widths) == most, kernel
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +213,7 @@ def test_lengths_compile_nothing_anew():
         *("sums with weights", "answer, diagonal and weights"),
         *("quotient gradient, diagonal and weights", "gradient, diagonal and weights"),
         *("middle factor", "middle factor gradient", "weights, token", "weights gradient, token"),
-        *("key weights", "small sums"),
+        *("near field", "near field gradient", "key weights", "small sums"),
     )
     cases = [
         Case(variant, 64, 49, tokens=tokens)
