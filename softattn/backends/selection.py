@@ -15,7 +15,8 @@ from softattn.triton.newton import most_rows_to_invert
 MOST_FEATURES = 256
 MOST_LANDMARKS = 1024
 # The kernels of near fields hold all landmarks in one tile.
-MOST_LANDMARKS_OF_NEAR_FIELDS = 128
+MOST_NEAR_LANDMARKS = 64
+MOST_NEAR_FEATURES = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_INSTALLED = find_spec("triton") is not None
@@ -66,8 +67,7 @@ def explain_impl(
     obstacle = (
         _against_device(query.device, impl)
         or _against_dtype(query.dtype)
-        or _against_sizes(query, value, landmarks)
-        or _against_near_field(near_field, landmarks)
+        or _against_sizes(query, value, landmarks, near_field)
     )
     if obstacle is not None:
         return Implementation("eager", obstacle)
@@ -159,21 +159,16 @@ def _against_dtype(dtype: torch.dtype) -> str | None:
     return f"the kernels compute in float32, which is too little for {dtype}"
 
 
-def _against_sizes(query: Tensor, value: Tensor | None, landmarks: Tensor | None) -> str | None:
+def _against_sizes(
+    query: Tensor, value: Tensor | None, landmarks: Tensor | None, near_field: int
+) -> str | None:
+    kernels, most_features, most_landmarks = "the kernels", MOST_FEATURES, MOST_LANDMARKS
+    if near_field > 1:
+        kernels, most_landmarks = "the kernels of near fields", MOST_NEAR_LANDMARKS
+        most_features = MOST_NEAR_FEATURES[query.dtype]
     features = max(query.shape[-1], 0 if value is None else value.shape[-1])
-    if features > MOST_FEATURES:
-        return f"a head has {features} features, the kernels take {MOST_FEATURES} at most"
-    if landmarks is not None and landmarks.shape[-2] > MOST_LANDMARKS:
-        return (
-            f"there are {landmarks.shape[-2]} landmarks, the kernels take {MOST_LANDMARKS} at most"
-        )
+    if features > most_features:
+        return f"a head has {features} features, {kernels} take {most_features} at most"
+    if landmarks is not None and landmarks.shape[-2] > most_landmarks:
+        return f"there are {landmarks.shape[-2]} landmarks, {kernels} take {most_landmarks} at most"
     return None
-
-
-def _against_near_field(near_field: int, landmarks: Tensor | None) -> str | None:
-    most = MOST_LANDMARKS_OF_NEAR_FIELDS
-    if near_field == 1 or landmarks is None or landmarks.shape[-2] <= most:
-        return None
-    return (
-        f"there are {landmarks.shape[-2]} landmarks, the kernels of near fields take {most} at most"
-    )

@@ -183,8 +183,20 @@ def test_where_there_is_no_near_field(options, error, message):
         softmax_free_attention(tokens, value=tokens, landmarks=tokens[:, :, :2], **options)
 
 
-def test_triton_takes_few_landmarks():
-    tokens = torch.randn(1, 1, 129, 3)
-    choice = explain_impl(tokens, tokens, tokens, "triton", near_field=4)
-    if choice.name == "eager" and "landmarks" not in choice.reason:
-        pass
+@pytest.mark.parametrize(
+    ("features", "landmarks", "dtype", "reason"),
+    [
+        (3, 65, torch.float32, "there are 65 landmarks, the kernels of near fields take 64"),
+        (65, 4, torch.float32, "a head has 65 features, the kernels of near fields take 64"),
+        (129, 4, torch.bfloat16, "a head has 129 features, the kernels of near fields take 128"),
+    ],
+)
+def test_sizes_without_a_kernel(monkeypatch, features, landmarks, dtype, reason):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tokens = torch.zeros(1, 1, 70, features, dtype=dtype)
+    chosen = tokens[:, :, :landmarks]
+    assert explain_impl(tokens, tokens, chosen, "triton").name == "triton"
+    choice = explain_impl(tokens, tokens, chosen, "triton", near_field=4)
+    assert choice == ("eager", f"{reason} at most")
+    with pytest.raises(ValueError, match=f"{reason} at most; use impl='eager'"):
+        softmax_free_attention(tokens, None, tokens, chosen, near_field=4, impl="triton")

@@ -21,6 +21,7 @@ from benchmarks.kernels.compilation import (
     variants,
 )
 from softattn import kernels
+from softattn.backends.selection import MOST_NEAR_FEATURES, MOST_NEAR_LANDMARKS
 from softattn.kernels import configurations, launching
 
 # The compiler of torch 2.6's Triton fails on some kernels.
@@ -52,6 +53,8 @@ VARIANTS_OF = {
         "gradient, exact",
     ),
     "token_gradient_diagonal": ("gradient, diagonal and weights", "gradient, diagonal"),
+    "near_field_output": ("near field",),
+    "near_field_gradient": ("near field gradient",),
     "nearest_landmarks": ("nearest",),
     "cluster_sums": ("clusters",),
     "gaussian_kernel": ("block",),
@@ -70,6 +73,10 @@ VARIANTS_OF = {
 OTHER_VARIANTS = ("key weights", "small sums")
 # Kernels whose entries are for so many landmarks, and which take no more.
 BY_LANDMARKS = ("newton", "middle_factor", "middle_factor_gradient", "landmark_weights")
+MOST_LANDMARKS_OF = {
+    **dict.fromkeys(BY_LANDMARKS, 128),
+    **dict.fromkeys(("near_field_output", "near_field_gradient"), MOST_NEAR_LANDMARKS),
+}
 # Variants that use no matrix units.
 WITHOUT_PRODUCTS = ("block", "key weights", "small sums")
 MANY_LANDMARKS = 1000
@@ -97,7 +104,7 @@ def cases_of(kernel, features, entries, dtypes):
             for variant, m, dtype, padded in product(
                 VARIANTS_OF[kernel], {*landmarks, MANY_LANDMARKS}, dtypes, (False, True)
             )
-            if kernel not in BY_LANDMARKS or m <= 128
+            if m <= MOST_LANDMARKS_OF.get(kernel, MANY_LANDMARKS)
         )
     else:
         yield from (Case(VARIANTS_OF[kernel][0], features, m, dtypes[0], True) for m in landmarks)
@@ -107,7 +114,8 @@ def takes_long(case, target):
     """Whether a compilation is left to the wide profile."""
     late = target in ("sm_90", "sm_100")
     return late and (
-        case.features > 128 or (case.dtype == "float32" and case.variant.startswith("gradient"))
+        case.features > 128
+        or (case.dtype == "float32" and case.variant.startswith(("gradient", "near field")))
     )
 
 
@@ -142,6 +150,13 @@ MOST_STACK = {
     ("gradient, diagonal and weights", "float32", 64): 512,
     ("token_gradient", "float32", 64): 384,
     ("token_gradient", "float32", 128): 1280,
+    # Two pieces of P, of P M and of dR at once.
+    ("near_field_gradient", "bfloat16", 64): 840,
+    ("near_field_gradient", "float16", 64): 1024,
+    ("near_field_gradient", "bfloat16", 128): 3712,
+    ("near_field_gradient", "float16", 128): 4096,
+    ("near_field_output", "float32", 64): 400,
+    ("near_field_gradient", "float32", 64): 3200,
 }
 # There tiles were chosen by their times, and these are the fastest all the same.
 MOST_STACK_ON_HOPPER = {
@@ -163,7 +178,12 @@ def test_every_kernel_has_entries_for_all_widths():
     for table in (configurations.HALF, configurations.FLOAT32):
         for kernel, widths in table.items():
             by_landmarks = kernel in ("newton", "middle_factor", "landmark_weights")
-            assert max(widths) == (128 if by_landmarks else 256), kernel
+            most = 128 if by_landmarks else 256
+            if kernel.startswith("near_field"):
+                most = MOST_NEAR_FEATURES[
+                    torch.float32 if table is configurations.FLOAT32 else torch.bfloat16
+                ]
+            assert max(widths) == most, kernel
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +224,7 @@ def test_lengths_compile_nothing_anew():
         *("sums with weights", "answer, diagonal and weights"),
         *("quotient gradient, diagonal and weights", "gradient, diagonal and weights"),
         *("middle factor", "middle factor gradient", "weights, token", "weights gradient, token"),
-        *("key weights", "small sums"),
+        *("near field", "near field gradient", "key weights", "small sums"),
     )
     cases = [
         Case(variant, 64, 49, tokens=tokens)
@@ -213,7 +233,8 @@ def test_lengths_compile_nothing_anew():
     ]
     with compiler_processes(1) as executor:
         compiled = executor.submit(variants, cases, TARGETS["sm_90"]).result()
-    assert len(compiled) >= 13
+    assert len(compiled) >= 15
+    assert compiled.pop("near_field_gradient") == 2, "once for queries, once for keys"
     assert set(compiled.values()) == {1}, compiled
 
 

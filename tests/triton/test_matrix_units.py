@@ -13,6 +13,7 @@ from support.strategies import NORMALIZATIONS, normal
 
 from softattn import gaussian_attention, softmax_free_attention
 from softattn.backends.backend import EAGER, TRITON
+from softattn.backends.selection import MOST_NEAR_FEATURES, MOST_NEAR_LANDMARKS
 
 ALL = tuple(product((32, 64, 128), (49, 64, 100), (torch.bfloat16, torch.float16, torch.float32)))
 INTERPRETED = ((64, 49, torch.bfloat16),)
@@ -81,6 +82,8 @@ def test_near_field(device, size, near_field):
     if device.type == "cpu":
         # The interpreter truncates what it stores as bfloat16, and dM follows from the output.
         size = (*size[:2], torch.float16)
+    d, m, dtype = size
+    size = (min(d, MOST_NEAR_FEATURES[dtype]), min(m, MOST_NEAR_LANDMARKS), dtype)
     query, _, value, landmarks, grad = tensors_of(size, device, crossed=False)
     scale = query.shape[-1] ** -0.5
     gram = EAGER.gram(landmarks.double(), landmarks.double(), scale)
