@@ -80,7 +80,7 @@ def test_weights_of_any_range_stay_finite(seed, spread, crossed):
     query = normal(1, 2, 6, 4, seed=seed + 1, spread=spread) if crossed else key
     landmarks = key[:, :, :3].clone()
     output = attend(query, key if crossed else None, torch.ones(1, 2, 9, 3).double(), landmarks)
-    assert output.abs().max() <= 10 + 1e-9
+    assert ((output >= -1e-9) & (output <= 1 + 1e-9)).all()
     values = normal(1, 2, 9, 3, seed=seed + 2)
     output = attend(query, key if crossed else None, values, landmarks)
     assert output.isfinite().all()

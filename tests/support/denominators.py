@@ -8,8 +8,6 @@ from softattn import reference
 from softattn.common.key_weights import softmax_query_and_weights
 from softattn.common.quotient import FLOOR
 
-SHARE = 0.1
-
 
 def denominators_stay_off_the_floor(problem) -> bool:
     """Whether the oracle, which has no floor, is what a quotient stands for."""
@@ -18,7 +16,7 @@ def denominators_stay_off_the_floor(problem) -> bool:
     if problem.keys.shape[2] == 0:
         return False
     denominator, terms = denominator_and_terms(problem)
-    return bool((denominator > 2 * SHARE * terms).all())
+    return bool((denominator > 2 * FLOOR * terms).all())
 
 
 def denominator_and_terms(problem) -> tuple[Tensor, Tensor]:

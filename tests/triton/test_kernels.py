@@ -7,12 +7,12 @@ import torch
 from support.strategies import normal
 
 from softattn import kernels, reference
+from softattn.common.quotient import FLOOR
 
 pytestmark = pytest.mark.usefixtures("kernel_tiles", "poisoned_memory")
 
 SCALE = 0.5
 RATE = SCALE * math.log2(math.e) / 2
-FLOOR = 0.1
 # Rounding relative to the sum of the absolute terms: two pieces hold 16 bits in bfloat16 and 22 in
 # float16, one piece of it would hold 8 and 11.
 ROUNDING = {torch.float32: 2.0**-20, torch.float16: 2.0**-18, torch.bfloat16: 2.0**-14}
