@@ -161,9 +161,9 @@ def variants(cases: Iterable[Case], target: Target) -> dict[str, int]:
 
 def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) -> list[Launch]:
     """What ``case`` would launch on the target."""
-    from softattn.kernels import launching
+    from softattn.kernels import devices, launching
 
-    device = launching.Device(
+    device = devices.Device(
         multiprocessors=132,
         shared_memory=target.shared_memory,
         precision=target.precision,
@@ -184,7 +184,7 @@ def launches(case: Case, target: Target, tile: tuple[int, ...] | None = None) ->
 
     replaced: list[tuple[Any, str, object]] = [
         (launching, "launch", record),
-        (launching, "device_of", lambda _: device),
+        (devices, "device_of", lambda _: device),
     ]
     with _replaced(replaced), nullcontext() if tile is None else with_tile(tile):
         case.call()()

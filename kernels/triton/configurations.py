@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from softattn.kernels.launching import Device, block_of
+from softattn.kernels.devices import Device
+from softattn.kernels.launching import block_of
 
 
 class Configuration(NamedTuple):

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import configurations, launching
+from softattn.kernels import configurations, devices, launching
 from softattn.kernels.arithmetic import blocks_of, load_rows, pair_of_program, store_rows
 from softattn.kernels.launching import CHANGING, block_of, ceil_div, rows_argument
 
@@ -23,7 +23,7 @@ def gaussian_kernel(query: Tensor, key: Tensor, *, rate: float) -> Tensor:
     """
     batch, heads, n_q, d = query.shape
     n_k = key.shape[2]
-    device = launching.device_of(query.device)
+    device = devices.device_of(query.device)
     chosen = configurations.choose("gaussian_kernel", d, d, n_k, query.dtype, device)
     block = torch.empty(batch, heads, n_q, n_k, device=query.device, dtype=torch.float32)
     launching.launch(
@@ -73,7 +73,7 @@ def _gradient_of_one_side(
 ) -> Tensor:
     batch, heads, n, d = x.shape
     m = y.shape[2]
-    device = launching.device_of(x.device)
+    device = devices.device_of(x.device)
     chosen = configurations.choose("gaussian_kernel_gradient", d, d, m, x.dtype, device)
     dx = torch.empty(batch, heads, n, d, device=x.device, dtype=x.dtype)
     launching.launch(

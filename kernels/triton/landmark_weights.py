@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import configurations, launching
+from softattn.kernels import configurations, devices, launching
 from softattn.kernels.arithmetic import load_square, load_transposed, store_rows
 from softattn.kernels.launching import CHANGING, block_of
 from softattn.kernels.pieces import Pieces, Weights
@@ -55,7 +55,7 @@ def landmark_weights(
         with_symmetric_middle: whether to cut M + Mᵀ.
     """
     batch, heads, stretches, m, columns = partial.shape
-    device = launching.device_of(partial.device)
+    device = devices.device_of(partial.device)
     chosen = configurations.choose("landmark_weights", m, d_v, m, dtype, device)
     halves = dtype != torch.float32
     cuts_middle = with_symmetric_middle or (with_middle and halves)
@@ -134,7 +134,7 @@ def landmark_weights_gradient(
         dtype: of the pieces.
     """
     batch, heads, stretches, m, columns = partial.shape
-    device = launching.device_of(partial.device)
+    device = devices.device_of(partial.device)
     chosen = configurations.choose("landmark_weights", m, d_v, m, dtype, device)
     halves = dtype != torch.float32
 

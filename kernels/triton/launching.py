@@ -1,11 +1,9 @@
-"""From tensors to a launch: pointers, strides, and what a kernel may use of a device."""
+"""From tensors to a launch: pointers and strides."""
 
-import functools
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 # The integers that change with the input. A kernel is compiled once for all of their values.
@@ -15,37 +13,6 @@ CHANGING = (
 )
 # A stride between rows with which the offsets in a tile of 256 rows fit into 32 bits.
 _FARTHEST_ROW = 2**22
-
-
-class Device(NamedTuple):
-    """What a launch must know of a device.
-
-    multiprocessors: how many.
-    shared_memory: bytes that one program may have.
-    precision: how its matrix units multiply float32 without losing its digits.
-    generation: the first number of its compute capability, 0 for AMD.
-    """
-
-    multiprocessors: int
-    shared_memory: int
-    precision: str
-    generation: int
-
-
-@functools.cache
-def device_of(device: torch.device) -> Device:
-    """The device's properties; for the interpreter those of the smallest card that is supported."""
-    if device.type != "cuda":
-        return Device(multiprocessors=1, shared_memory=99 * 1024, precision="tf32x3", generation=8)
-    properties = triton.runtime.driver.active.utils.get_device_properties(
-        torch.cuda.current_device() if device.index is None else device.index
-    )
-    return Device(
-        multiprocessors=properties["multiprocessor_count"],
-        shared_memory=properties["max_shared_mem"],
-        precision="ieee" if torch.version.hip else "tf32x3",
-        generation=0 if torch.version.hip else torch.cuda.get_device_capability(device)[0],
-    )
 
 
 def launch(

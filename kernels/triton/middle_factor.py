@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import configurations, launching
+from softattn.kernels import configurations, devices, launching
 from softattn.kernels.arithmetic import load_rows, load_square, load_transposed, store_rows
 from softattn.kernels.launching import CHANGING, block_of, padding_argument, rows_argument
 from softattn.kernels.newton import newton_coefficients
@@ -53,7 +53,7 @@ def middle_factor(
         padding: (batch, m), True at padded landmarks: their rows and columns of M are 0.
     """
     batch, heads, m, d = landmarks.shape
-    device = launching.device_of(landmarks.device)
+    device = devices.device_of(landmarks.device)
     chosen = configurations.choose("middle_factor", m, m, m, torch.float32, device)
     block = block_of(m)
     tile = min(chosen.tokens, block)
@@ -122,7 +122,7 @@ def middle_factor_gradient(
         dL, (batch, heads, m, d), in the dtype of the landmarks.
     """
     batch, heads, m, d = landmarks.shape
-    device = launching.device_of(landmarks.device)
+    device = devices.device_of(landmarks.device)
     chosen = configurations.choose("middle_factor_gradient", max(m, d), m, m, torch.float32, device)
     result = torch.empty((batch, heads, m, d), device=landmarks.device, dtype=landmarks.dtype)
     sums = torch.empty((batch, heads, 2, m), device=landmarks.device) if normalized else None

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softattn.kernels import configurations, launching
+from softattn.kernels import configurations, devices, launching
 from softattn.kernels.launching import CHANGING, block_of
 
 # Rows of the largest matrices that the table of tiles provides for.
@@ -27,7 +27,7 @@ def newton(target: Tensor, start: Tensor, *, lower: float, steps: int) -> Tensor
         The last V times 2 / (1 + l), (matrices, m, m), float32.
     """
     matrices, m, _ = target.shape
-    device = launching.device_of(target.device)
+    device = devices.device_of(target.device)
     chosen = configurations.choose("newton", m, m, m, target.dtype, device)
     whole = chosen.tokens >= m
     # Matrices of more than one tile go back and forth between two buffers.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from softattn.kernels import configurations, launching
+from softattn.kernels import configurations, devices, launching
 from softattn.kernels.launching import block_of, ceil_div, padding_argument, rows_argument
 
 # A multiprocessor gets many programs of some tiles each, so that none of them waits long for the
@@ -61,7 +61,7 @@ class TokenPass:
         }
         self._rate = rate
         self._torch_device = tokens.device
-        self._device = launching.device_of(tokens.device)
+        self._device = devices.device_of(tokens.device)
         self._tile = configurations.choose(entry, self.d, d_v, self.m, self.dtype, self._device)
 
     @property
