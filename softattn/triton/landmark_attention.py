@@ -1,6 +1,6 @@
 """Attention through landmarks, as an operator."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,13 @@ from softattn.triton.registration import (
 )
 
 if TYPE_CHECKING:
-    from softattn.kernels import LandmarkWeights, LandmarkWeightsGradient
+    from softattn.kernels import (
+        KeyTerms,
+        LandmarkWeights,
+        LandmarkWeightsGradient,
+        QueryTerms,
+        TokenGradient,
+    )
 
 
 @operator
@@ -140,87 +146,36 @@ def landmark_attention_gradient(
 
     dK is empty in self-attention, dw without weights.
     """
-    from softattn.kernels import (
-        KeyTerms,
-        QueryTerms,
-        add_stretches,
-        quotient_gradient,
-        token_gradient,
-        tokens_to_landmarks,
-    )
+    from softattn.kernels import KeyTerms, add_stretches
 
-    common: dict[str, Any] = {"rate": rate_of(scale), "center": center_of(landmarks)}
-    is_self, dtype, d_v = key is None, value.dtype, value.shape[3]
-    query_padding = padding if is_self else None
-    key_weights = None if key_weights is None else key_weights.contiguous()
-    own_key_weights = None
-    # W again, and for the diagonal M + Mᵀ.
-    _, weights, symmetric = _weights(
-        sums[:, :, None], middle, d_v, dtype, with_symmetric_middle=quotient and is_self
+    forward = _Forward(
+        query,
+        key,
+        value,
+        landmarks,
+        center_of(landmarks),
+        middle,
+        None if key_weights is None else key_weights.contiguous(),
+        padding,
+        output,
+        sums,
+        denominator if quotient else None,
+        diagonal if quotient and key is None else None,
+        row_shift if quotient and key is not None else None,
+        scale,
     )
-    # dW = P_qᵀ G, through the quotient where there is one.
-    if quotient:
-        assert weights.column is not None
-        through = quotient_gradient(
-            query,
-            landmarks,
-            grad,
-            output,
-            weights.column,
-            denominator,
-            floor=FLOOR,
-            row_shift=None if is_self else row_shift,
-            padding=query_padding,
-            values=value if is_self else None,
-            diagonal=diagonal if is_self else None,
-            key_weights=key_weights if is_self else None,
-            **common,
-        )
-        partial, of_diagonal = through.weights, through.middle
-        own_key_weights = through.key_weights
-        queries = QueryTerms(
-            grad,
-            weights,
-            denominator=denominator,
-            grad_denominator=through.denominator,
-            diagonal=diagonal if is_self else None,
-            grad_diagonal=through.diagonal,
-            middle=symmetric,
-            row_shift=None if is_self else row_shift,
-            floor=FLOOR,
-        )
-    else:
-        queries = QueryTerms(grad, weights)
-        of_diagonal = None
-        partial = tokens_to_landmarks(landmarks, query, grad, padding=query_padding, **common)
-    grad_sums, grad_middle = _weights_gradient(partial, of_diagonal, middle, sums, d_v, dtype)
-    if group:
-        of_all = plain_sum_over_ranks(add_stretches(partial), group)[:, :, None]
-        grad_sums, _ = _weights_gradient(of_all, None, middle, sums, d_v, dtype)
-    # dQ, dK, dV and dL, from one recomputation of P for each set of tokens.
-    keys = KeyTerms(value, grad_sums, key_weights, own_key_weights)
-    common["scale"] = scale
-    if key is None:
-        of_tokens = token_gradient(
-            query, landmarks, queries=queries, keys=keys, padding=padding, **common
-        )
-        grad_query, grad_key = of_tokens.tokens, query.new_empty(0)
-        partial_landmarks = of_tokens.landmarks
-    else:
-        of_queries = token_gradient(query, landmarks, queries=queries, keys=None, **common)
-        of_tokens = token_gradient(
-            key, landmarks, queries=None, keys=keys, padding=padding, **common
-        )
-        grad_query, grad_key = of_queries.tokens, of_tokens.tokens
-        partial_landmarks = torch.cat([of_queries.landmarks, of_tokens.landmarks], 2)
-    assert of_tokens.values is not None
+    through = _through_output(forward, grad)
+    grad_sums, grad_middle = _through_landmarks(forward, through, group)
+    keys = KeyTerms(value, grad_sums, forward.key_weights, through.key_weights)
+    of_query, of_keys, partial_landmarks = _through_kernel(forward, through.queries, keys)
+    assert of_keys.values is not None
     return (
-        grad_query,
-        grad_key,
-        of_tokens.values,
+        of_query,
+        query.new_empty(0) if key is None else of_keys.tokens,
+        of_keys.values,
         add_stretches(partial_landmarks, landmarks.dtype),
         grad_middle,
-        or_empty(of_tokens.key_weights, query),
+        or_empty(of_keys.key_weights, query),
     )
 
 
@@ -237,6 +192,137 @@ def _(grad, query, key, value, landmarks, middle, key_weights, *rest):  # type: 
 
 
 register_gradient(landmark_attention, landmark_attention_gradient)
+
+
+class _Forward(NamedTuple):
+    """Inputs and outputs of ``landmark_attention``, by their names there.
+
+    center: (batch, heads, d), subtracted from tokens and landmarks; or None.
+    denominator, diagonal, row_shift: None where the forward pass has none.
+    """
+
+    query: Tensor
+    key: Tensor | None
+    value: Tensor
+    landmarks: Tensor
+    center: Tensor | None
+    middle: Tensor
+    key_weights: Tensor | None
+    padding: Tensor | None
+    output: Tensor
+    sums: Tensor
+    denominator: Tensor | None
+    diagonal: Tensor | None
+    row_shift: Tensor | None
+    scale: float
+
+
+class _ThroughOutput(NamedTuple):
+    """Gradients of O = P_q W, or of its quotient.
+
+    queries: the terms of dP_q.
+    weights: dW, and dz with a quotient, for each stretch of queries.
+    middle: minus the diagonal's share of dM for each stretch; None without a diagonal.
+    key_weights: the diagonal's share of dw; None without one or without w.
+    """
+
+    queries: "QueryTerms"
+    weights: Tensor
+    middle: Tensor | None
+    key_weights: Tensor | None
+
+
+def _through_output(forward: _Forward, grad: Tensor) -> _ThroughOutput:
+    """The first pass over the queries."""
+    from softattn.kernels import QueryTerms, quotient_gradient, tokens_to_landmarks
+
+    query, value, landmarks = forward.query, forward.value, forward.landmarks
+    denominator, diagonal = forward.denominator, forward.diagonal
+    common: dict[str, Any] = {
+        "rate": rate_of(forward.scale),
+        "center": forward.center,
+        "padding": forward.padding if forward.key is None else None,
+    }
+    # W again, and for the diagonal M + Mᵀ.
+    _, weights, symmetric = _weights(
+        forward.sums[:, :, None],
+        forward.middle,
+        value.shape[3],
+        value.dtype,
+        with_symmetric_middle=diagonal is not None,
+    )
+    if denominator is None:
+        partial = tokens_to_landmarks(landmarks, query, grad, **common)
+        return _ThroughOutput(QueryTerms(grad, weights), partial, None, None)
+    assert weights.column is not None
+    through = quotient_gradient(
+        query,
+        landmarks,
+        grad,
+        forward.output,
+        weights.column,
+        denominator,
+        floor=FLOOR,
+        row_shift=forward.row_shift,
+        values=None if diagonal is None else value,
+        diagonal=diagonal,
+        key_weights=None if diagonal is None else forward.key_weights,
+        **common,
+    )
+    queries = QueryTerms(
+        grad,
+        weights,
+        denominator=denominator,
+        grad_denominator=through.denominator,
+        diagonal=diagonal,
+        grad_diagonal=through.diagonal,
+        middle=symmetric,
+        row_shift=forward.row_shift,
+        floor=FLOOR,
+    )
+    return _ThroughOutput(queries, through.weights, through.middle, through.key_weights)
+
+
+def _through_landmarks(
+    forward: _Forward, through: _ThroughOutput, group: str
+) -> "LandmarkWeightsGradient":
+    """dS = Mᵀ dW, summed over the ranks of the group, and this rank's share of dM."""
+    from softattn.kernels import add_stretches
+
+    middle, sums = forward.middle, forward.sums
+    d_v, dtype = forward.value.shape[3], forward.value.dtype
+    of_rank = _weights_gradient(through.weights, through.middle, middle, sums, d_v, dtype)
+    if not group:
+        return of_rank
+    of_all = plain_sum_over_ranks(add_stretches(through.weights), group)[:, :, None]
+    return of_rank._replace(sums=_weights_gradient(of_all, None, middle, sums, d_v, dtype).sums)
+
+
+def _through_kernel(
+    forward: _Forward, queries: "QueryTerms", keys: "KeyTerms"
+) -> tuple[Tensor, "TokenGradient", Tensor]:
+    """The last pass over the tokens, which computes P once more for each set of them.
+
+    Returns:
+        dQ; dK, dV and dw, where dK is dQ in self-attention; dL for each stretch.
+    """
+    from softattn.kernels import token_gradient
+
+    query, key, landmarks, padding = forward.query, forward.key, forward.landmarks, forward.padding
+    common: dict[str, Any] = {
+        "rate": rate_of(forward.scale),
+        "scale": forward.scale,
+        "center": forward.center,
+    }
+    if key is None:
+        of_tokens = token_gradient(
+            query, landmarks, queries=queries, keys=keys, padding=padding, **common
+        )
+        return of_tokens.tokens, of_tokens, of_tokens.landmarks
+    of_queries = token_gradient(query, landmarks, queries=queries, keys=None, **common)
+    of_keys = token_gradient(key, landmarks, queries=None, keys=keys, padding=padding, **common)
+    of_landmarks = torch.cat([of_queries.landmarks, of_keys.landmarks], 2)
+    return of_queries.tokens, of_keys, of_landmarks
 
 
 def _weights(
