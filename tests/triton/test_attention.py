@@ -27,12 +27,16 @@ def triton_problems(**options):
     return problems(**{"dtypes": DTYPES, "near_fields": False} | options)
 
 
-def gradients_of(problem, attention, **options):
-    """Gradients of a random projection of the answer in all of the problem's tensors."""
+def answer_and_gradients_of(problem, attention, **options):
+    """The answer, and gradients of a random projection of it in all of the problem's tensors."""
     problem = problem.map(lambda t: t.detach().requires_grad_())
     answer = problem.solve(attention, **options)
     weights = normal(*answer.shape, seed=5).to(answer)
-    return torch.autograd.grad((answer * weights).sum(), problem.tensors())
+    return answer, *torch.autograd.grad((answer * weights).sum(), problem.tensors())
+
+
+def gradients_of(problem, attention, **options):
+    return answer_and_gradients_of(problem, attention, **options)[1:]
 
 
 def test_memory_is_poisoned():
@@ -189,10 +193,7 @@ def test_nan_stays_in_its_sample(device, problem, seed):
 def test_same_call_gives_the_same_bits(device, problem):
     problem = problem.map(lambda t: t.to(device))
     runs = [
-        (
-            problem.solve(softmax_free_attention, impl="triton"),
-            *gradients_of(problem, softmax_free_attention, impl="triton"),
-        )
+        answer_and_gradients_of(problem, softmax_free_attention, impl="triton")
         for _ in range(20 if device.type == "cuda" else 2)
     ]
     for again in runs[1:]:
