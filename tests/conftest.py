@@ -49,7 +49,14 @@ def pytest_ignore_collect(collection_path, config):
 @pytest.fixture(scope="session")
 def device(request):
     """Where the tests of the Triton kernels run."""
-    return torch.device(request.config.getoption("--device"))
+    device = torch.device(request.config.getoption("--device"))
+    if device.type == "cuda":
+        yield device
+        return
+    from support.interpreter import fast_interpreter
+
+    with fast_interpreter():
+        yield device
 
 
 @pytest.fixture(scope="module", params=["one tile", "many tiles"])

@@ -1,7 +1,6 @@
 """The training of a detector or segmenter, from a recipe and samples to weights."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,14 +50,8 @@ def fit(
         _DenseTask(problem, recipe, data, training, share, settings.out, screen),
         training,
         History(settings.out, problem.score, problem.panels),
-        epochs=recipe.epochs,
-        circumstances={
-            **asdict(recipe),
-            "training images": len(data.train),
-            "classes": data.classes,
-            "processes": accelerator.num_processes,
-            "precision": accelerator.mixed_precision,
-        },
+        recipe=recipe,
+        data={"training images": len(data.train), "classes": data.classes},
         settings=settings,
         screen=screen,
     )

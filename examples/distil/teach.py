@@ -72,13 +72,8 @@ def teach(
         task,
         training,
         History(settings.out, "cosine", PANELS),
-        epochs=recipe.epochs,
-        circumstances={
-            **asdict(recipe),
-            "model": name,
-            "windows": len(windows.taught),
-            "processes": accelerator.num_processes,
-        },
+        recipe=recipe,
+        data={"model": name, "windows": len(windows.taught)},
         settings=settings,
         screen=screen,
     )

@@ -1,7 +1,6 @@
 """The training of a classifier, from a recipe and folders of images to weights."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +62,8 @@ def fit(
         _Classification(recipe, classifier, folders, training, share, screen),
         training,
         History(settings.out, "top1", PANELS),
-        epochs=recipe.epochs,
-        circumstances={
-            **asdict(recipe),
-            "training images": len(folders.train),
-            "classes": folders.classes,
-            "processes": accelerator.num_processes,
-            "precision": accelerator.mixed_precision,
-        },
+        recipe=recipe,
+        data={"training images": len(folders.train), "classes": folders.classes},
         settings=settings,
         screen=screen,
     )

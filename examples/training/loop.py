@@ -3,9 +3,9 @@
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -40,6 +40,16 @@ class Settings:
     save_minutes: float = 10.0
 
 
+class Recipe(Protocol):
+    """A dataclass of numbers, strings, and lists and dicts of them; see ``examples.imagenet``."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def epochs(self) -> int:
+        """Number of passes over the training samples."""
+
+
 class Task(Protocol):
     """What a training learns, and from what.
 
@@ -70,8 +80,9 @@ class Loop:
         task: to learn.
         training: at its start.
         history: without epochs.
-        epochs: number of them.
-        circumstances: what must be the same for a run to continue.
+        recipe: what decides the result, apart from the data. With ``data``, the number of processes
+            and the precision it must be the same for a run to continue.
+        data: descriptions of the data, by their names in error messages.
         settings: of the run.
         screen: for messages and bars.
     """
@@ -82,19 +93,24 @@ class Loop:
         training: Training,
         history: History,
         *,
-        epochs: int,
-        circumstances: dict[str, Any],
+        recipe: Recipe,
+        data: dict[str, Any],
         settings: Settings,
         screen: Screen,
     ) -> None:
         self.task = task
         self.training = training
         self.history = history
-        self.epochs = epochs
-        self.circumstances = circumstances
+        self.epochs = recipe.epochs
         self.settings = settings
         self.screen = screen
         self.accelerator = training.accelerator
+        self.circumstances = {
+            **asdict(recipe),
+            **data,
+            "processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
+        }
         self.snapshot_path = settings.out / "training.pt"
         self.last_saved = time.monotonic()
 

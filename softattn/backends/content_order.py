@@ -43,6 +43,7 @@ def content_order(
     if landmarks.shape[-2] == 0:
         # As if all were padding.
         landmarks = tokens.new_zeros(*tokens.shape[:2], 1, tokens.shape[-1])
+        landmark_padding_mask = None
     nearest = backend.nearest_landmarks(tokens, landmarks, padding_mask, landmark_padding_mask)
     dtype = compute_dtype(tokens, landmarks)
     center = median_token(landmarks).to(dtype)
@@ -86,7 +87,8 @@ def _main_direction(landmarks: Tensor) -> Tensor:
     """The unit vector (..., 1, d) along which landmarks vary most.
 
     By power iteration from the landmark that is farthest from their mean; (1, …, 1) / √d where all
-    are one point.
+    are one point. Of the two such vectors it is the one whose largest component is positive: two
+    landmarks are equally far from their mean, so rounding would choose between them.
     """
     offsets = landmarks - landmarks.mean(-2, keepdim=True)
     largest = offsets.abs().amax((-2, -1), keepdim=True)
@@ -96,4 +98,5 @@ def _main_direction(landmarks: Tensor) -> Tensor:
     direction = offsets.gather(-2, farthest.expand(*farthest.shape[:-1], offsets.shape[-1]))
     for _ in range(_POWER_STEPS):
         direction = normalize(matmul(matmul(direction, offsets.mT), offsets), dim=-1)
-    return direction
+    largest = direction.gather(-1, direction.abs().argmax(-1, keepdim=True))
+    return torch.where(largest < 0, -direction, direction)

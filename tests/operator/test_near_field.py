@@ -87,6 +87,15 @@ def test_order_is_by_cell_and_then_along_one_direction(problem, seed):
             assert padded[b, h, : len(kept)].tolist() == kept
 
 
+def test_order_between_two_landmarks_does_not_depend_on_padded_ones():
+    # Both are as far from their mean, which is a sum of more terms with padded ones.
+    tokens, landmarks = normal(50, 2, 7, 2, seed=0), normal(50, 2, 5, 2, seed=1)
+    mask = torch.tensor([True, True, True, False, False]).expand(50, 5)
+    landmarks[:, :, :3] = landmarks[:, :, 3:].mean(2, keepdim=True)
+    order = content_order(EAGER, tokens, landmarks, landmark_padding_mask=mask)
+    assert torch.equal(order, content_order(EAGER, tokens, landmarks[:, :, 3:]))
+
+
 def test_tokens_of_a_cell_follow_the_main_direction():
     landmarks = torch.tensor(
         [[0.0, 0.0], [10.0, 3.0], [30.0, 9.0], [20.0, 6.0]], dtype=torch.float64

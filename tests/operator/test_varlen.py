@@ -24,6 +24,7 @@ ROUNDING = dict(rtol=1e-10, atol=1e-10)
     seed=seeds,
 )
 @example([], None, "token", 2, "average", torch.int64, 0)
+@example([0], None, "token", 2, "average", torch.int32, 0)
 @example([0, 0], [0, 0, 0], "landmark", 1, "average", torch.int64, 0)
 @example([7, 7, 7], None, "landmark", 1, "convolution", torch.int32, 0)
 def test_output_is_that_of_each_sequence_alone(

@@ -5,7 +5,12 @@ from torch import Tensor
 
 
 def assert_within_budget(
-    actual: Tensor, truth: Tensor, *, baseline: Tensor, magnitude: Tensor | float | None = None
+    actual: Tensor,
+    truth: Tensor,
+    *,
+    baseline: Tensor,
+    magnitude: Tensor | float | None = None,
+    inherited: Tensor | float = 0.0,
 ) -> None:
     """Asserts that ``actual`` errs at most twice as much as ``baseline``, plus rounding.
 
@@ -16,6 +21,7 @@ def assert_within_budget(
         magnitude: size of the terms that cancel on the way, by default that of ``truth``. The
             rounding band is 16 ε of it, with ε that of the arithmetic (float32 for half precision),
             and 16 ε of the largest entry of ``truth``, with ε that of the result.
+        inherited: error of what ``actual`` is computed from.
     """
     assert actual.dtype == baseline.dtype, f"dtype {actual.dtype}, expected {baseline.dtype}"
     assert actual.shape == truth.shape, (
@@ -32,6 +38,7 @@ def assert_within_budget(
     terms = size if magnitude is None else torch.as_tensor(magnitude).double().abs().amax()
     arithmetic = torch.finfo(torch.promote_types(actual.dtype, torch.float32)).eps
     band = 16 * (arithmetic * terms + torch.finfo(actual.dtype).eps * size)
+    band += torch.as_tensor(inherited).double()
     assert error <= 2 * allowed + band, (
         f"error {error:.3g} is over the budget: twice the plain formula's {allowed:.3g} and a "
         f"rounding band of {band:.3g}"

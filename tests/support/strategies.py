@@ -90,13 +90,20 @@ class Problem:
         return points.double().norm(dim=-1).amax() if points.numel() else torch.tensor(0.0)
 
     def magnitude(self) -> Tensor:
-        """The largest sum of terms that cancel in the output, |P_q| |A⁺| |P_k|ᵀ |V|."""
+        """The sums of terms that cancel in the output, |P_q| |A⁺| |P_k|ᵀ |V|.
+
+        Those of a quotient are as large as V at least, however small P_q is: rows are shifted, and
+        entries of what is restored are up to 1.
+        """
         absolute = replace(
             self.to(torch.float64),
             value=self.value.double().abs(),
             normalization="none" if self.normalization in QUOTIENTS else self.normalization,
         )
-        return absolute.oracle(self.runs(), inverse=lambda a: torch.linalg.inv(a).abs())
+        terms = absolute.oracle(self.runs(), inverse=lambda a: torch.linalg.inv(a).abs())
+        if self.normalization in QUOTIENTS and terms.numel() and absolute.value.numel():
+            terms = terms.clamp(min=self.near_field * absolute.value.amax())
+        return terms
 
 
 def normal(*shape: int, seed: int, spread: float = 1.0, dtype=torch.float64) -> Tensor:

@@ -27,12 +27,16 @@ def triton_problems(**options):
     return problems(**{"dtypes": DTYPES} | options)
 
 
-def gradients_of(problem, attention, **options):
-    """Gradients of a random projection of the answer in all of the problem's tensors."""
+def answer_and_gradients_of(problem, attention, **options):
+    """The answer, and gradients of a random projection of it in all of the problem's tensors."""
     problem = problem.map(lambda t: t.detach().requires_grad_())
     answer = problem.solve(attention, **options)
     weights = normal(*answer.shape, seed=5).to(answer)
-    return torch.autograd.grad((answer * weights).sum(), problem.tensors())
+    return answer, *torch.autograd.grad((answer * weights).sum(), problem.tensors())
+
+
+def gradients_of(problem, attention, **options):
+    return answer_and_gradients_of(problem, attention, **options)[1:]
 
 
 def test_memory_is_poisoned():
@@ -104,11 +108,9 @@ def test_padding_is_never_read(device, problem, data):
         )
         return answer, *torch.autograd.grad(answer.sum(), filled.tensors())
 
-    for with_nan, with_number in zip(
-        answer_and_gradients(float("nan")), answer_and_gradients(100.0), strict=True
-    ):
-        torch.testing.assert_close(with_nan, with_number, **EXACT)
-    answer, *gradients = answer_and_gradients(float("nan"))
+    answer, *gradients = with_nan = answer_and_gradients(float("nan"))
+    for of_nan, of_number in zip(with_nan, answer_and_gradients(100.0), strict=True):
+        torch.testing.assert_close(of_nan, of_number, **EXACT)
     for of_padding in (gradients[0 if is_self else 1], gradients[1 if is_self else 2]):
         assert (of_padding.cpu().masked_select(hidden) == 0).all()
     if is_self:
@@ -191,10 +193,7 @@ def test_nan_stays_in_its_sample(device, problem, seed):
 def test_same_call_gives_the_same_bits(device, problem):
     problem = problem.map(lambda t: t.to(device))
     runs = [
-        (
-            problem.solve(softmax_free_attention, impl="triton"),
-            *gradients_of(problem, softmax_free_attention, impl="triton"),
-        )
+        answer_and_gradients_of(problem, softmax_free_attention, impl="triton")
         for _ in range(20 if device.type == "cuda" else 2)
     ]
     for again in runs[1:]:

@@ -6,6 +6,7 @@ most, but for what takes longest and differs least between the targets: more tha
 the gradient in float32, on sm_90 and sm_100.
 """
 
+import functools
 import os
 from itertools import product
 
@@ -188,17 +189,26 @@ def test_every_kernel_has_entries_for_all_widths():
 
 @pytest.fixture(scope="session")
 def compiled(request):
-    """The kernels of the tests that were asked for, compiled on all cores."""
+    """Compiles kernels in other processes: those of all tests that were asked for, on all cores.
+
+    A worker of xdist knows all tests and runs some of them, beside others. It compiles in one
+    process, when a test asks for it.
+    """
+    is_worker = hasattr(request.config, "workerinput")
     wanted = [
         tuple(item.callspec.params[name] for name in ("case", "target"))
         for item in request.session.items
         if item.name.startswith("test_compiles_for_target[")
     ]
-    with compiler_processes() as executor:
-        futures = {
-            (case, target): submit(executor, case, TARGETS[target]) for case, target in wanted
-        }
-        yield lambda case, target: futures[case, target].result()
+    with compiler_processes(1 if is_worker else None) as executor:
+
+        @functools.cache
+        def submitted(case, target):
+            return submit(executor, case, TARGETS[target])
+
+        for case, target in [] if is_worker else wanted:
+            submitted(case, target)
+        yield lambda case, target: submitted(case, target).result()
 
 
 @pytest.mark.parametrize(
