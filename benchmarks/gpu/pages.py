@@ -90,7 +90,9 @@ def _of_the_limit(cell: dict[str, Any], bandwidth: float) -> str:
 def _ratio(numerator: dict[str, Any], denominator: dict[str, Any]) -> str:
     if "graph_seconds" not in numerator or "graph_seconds" not in denominator:
         return ""
-    return f"{numerator['graph_seconds'] / denominator['graph_seconds']:.2g}"
+    ratio = numerator["graph_seconds"] / denominator["graph_seconds"]
+    # Two digits, without an exponent.
+    return f"{float(f'{ratio:.2g}'):g}"
 
 
 def _between_marks(page: Path, text: str) -> str:
