@@ -77,6 +77,51 @@ def _landmark_attention_gradient(
     return 2 * pairs * (first + second + diagonals)
 
 
+def _near_field_attention(
+    tokens: Shape,
+    value: Shape,
+    landmarks: Shape,
+    middle: Shape,
+    padding: Shape | None,
+    scale: float,
+    near_field: int,
+    group: str = "",
+    **options: Any,
+) -> int:
+    pairs, n, _, m, d, columns = _sizes(tokens, None, value, landmarks, True)
+    # P and Pᵀ [V 1]; M S; P, P W and P M.
+    far = 2 * n * m * (d + columns) + m * m * columns + n * m * m
+    # P again; within runs k(X, X), P M Pᵀ and R [V 1].
+    near = n * m * d + n * near_field * (d + m + columns)
+    return 2 * pairs * (far + near)
+
+
+def _near_field_attention_gradient(
+    grad: Shape,
+    tokens: Shape,
+    value: Shape,
+    landmarks: Shape,
+    middle: Shape,
+    padding: Shape | None,
+    output: Shape,
+    sums: Shape,
+    denominator: Shape,
+    scale: float,
+    near_field: int,
+    group: str = "",
+    **options: Any,
+) -> int:
+    pairs, n, _, m, d, columns = _sizes(tokens, None, value, landmarks, True)
+    # P and dW = Pᵀ G; M S, Mᵀ dW and dW Sᵀ.
+    first = n * m * (d + columns) + 3 * m * m * columns
+    # As queries and as keys each: P twice, P M, M times dR P, w L and wᵀ X; within runs k(X, X),
+    # P M Pᵀ, G Vᵀ, F X and dR P.
+    each = n * m * (4 * d + 2 * m) + n * near_field * (2 * d + 2 * m + value[3])
+    # G Wᵀ; V dSᵀ; dV = P dS + Rᵀ G; Pᵀ dR P.
+    rest = n * m * (2 * columns + value[3] + m) + n * near_field * value[3]
+    return 2 * pairs * (first + 2 * each + rest)
+
+
 def _gaussian_attention(
     query: Shape, key: Shape | None, value: Shape, *rest: Any, **options: Any
 ) -> int:
@@ -159,6 +204,8 @@ def _sizes(
 _FORMULAS = {
     "landmark_attention": _landmark_attention,
     "landmark_attention_gradient": _landmark_attention_gradient,
+    "near_field_attention": _near_field_attention,
+    "near_field_attention_gradient": _near_field_attention_gradient,
     "gaussian_attention": _gaussian_attention,
     "gaussian_attention_gradient": _gaussian_attention_gradient,
     "nearest_landmarks": _nearest_landmarks,

@@ -29,7 +29,13 @@ CASES = tuple(
         "gradient, diagonal",
         "block gradient",
     )
-) + tuple(Case("newton", size, size, "float32") for size in (32, 64, 128))
+)
+CASES += tuple(
+    Case(variant, features, 64, dtype)
+    for features, dtype in ((64, "bfloat16"), (128, "bfloat16"), (64, "float32"))
+    for variant in ("near field", "near field gradient")
+)
+CASES += tuple(Case("newton", size, size, "float32") for size in (32, 64, 128))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,9 +11,9 @@ from softattn.kernels.arithmetic import (
     exponent,
     floored_share,
     load_landmarks,
-    load_middle,
     load_points,
     load_rows,
+    load_square,
     load_unit,
     load_weights,
     pair_of_program,
@@ -163,11 +163,13 @@ def _near_field_output(
         o = w_unit * dot(p_first, p_rest, w, w_rest, PIECES, PIECES, PRECISION)
         denominator = tl.sum(p * z[None, :], 1)
         terms = tl.sum(p * tl.abs(z)[None, :], 1)
-        # [BLOCK_M, BLOCK_M] twice
-        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
-        p_middle = middle_unit * dot(
-            p_first, p_rest, middle, middle_rest, PIECES, PIECES, PRECISION
-        )
+        # [BLOCK_N, BLOCK_M], one piece of M after the other.
+        middle = load_square(middle_ptr, landmark, landmark, m)
+        p_middle = dot(p_first, p_rest, middle, middle, PIECES, 1, PRECISION)
+        if PIECES == 2:
+            middle = load_square(middle_rest_ptr, landmark, landmark, m)
+            p_middle += dot(p_first, p_first, middle, middle, 1, 1, PRECISION)
+        p_middle *= middle_unit
         a_first, a_rest, a_unit = split(p_middle, DTYPE, False)
         near_begin, near_end = runs_of_tile(first, BLOCK_N, run, n)
         for other in range(near_begin, near_end, BLOCK_N):

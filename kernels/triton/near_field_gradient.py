@@ -12,9 +12,10 @@ from softattn.kernels.arithmetic import (
     exponent,
     floored_gradient,
     load_landmarks,
-    load_middle,
     load_points,
     load_rows,
+    load_square,
+    load_transposed,
     load_unit,
     load_weights,
     pair_of_program,
@@ -226,13 +227,9 @@ def _near_field_gradient(
         p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
         p = tl.where(valid[None, :], p, 0.0)
         p_first, p_rest, _ = split(p, DTYPE, True)
-        # P M, or as keys P Mᵀ, transposed. Factors are loaded where they are needed: shared memory
-        # does not hold all of them.
-        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
-        if not KEYS:
-            middle, middle_rest = tl.trans(middle), tl.trans(middle_rest)
-        p_middle = middle_unit * dot(
-            middle, middle_rest, p_first, p_rest, PIECES, PIECES, PRECISION
+        # P M, or as keys P Mᵀ, transposed.
+        p_middle = middle_unit * _middle_times(
+            p_first, p_rest, middle_ptr, middle_rest_ptr, landmark, m, not KEYS, PRECISION
         )
         a_first, a_rest, a_unit = split(p_middle, DTYPE, False)
         # dR P, or as keys dRᵀ P, transposed.
@@ -295,11 +292,8 @@ def _near_field_gradient(
         else:
             dp *= share[None, :]
             dp += dd[None, :] * z[:, None] + dt[None, :] * tl.abs(z)[:, None]
-        middle, middle_rest = load_middle(middle_ptr, middle_rest_ptr, landmark, landmark, m)
-        if KEYS:
-            middle, middle_rest = tl.trans(middle), tl.trans(middle_rest)
-        dp -= (middle_unit * q_unit) * dot(
-            middle, middle_rest, q_first, q_rest, PIECES, PIECES, PRECISION
+        dp -= (middle_unit * q_unit) * _middle_times(
+            q_first, q_rest, middle_ptr, middle_rest_ptr, landmark, m, KEYS, PRECISION
         )
         slope = -scale * p * dp
         slope_first, slope_rest, slope_unit = split(slope, DTYPE, False)
@@ -318,6 +312,30 @@ def _near_field_gradient(
     if not KEYS:
         to = dm_ptr + unit * m * m + landmark[:, None] * m + landmark[None, :]
         tl.store(to, dm, mask=inside_m[:, None] & inside_m[None, :])
+
+
+@triton.jit
+def _middle_times(
+    p, p_rest, middle_ptr, middle_rest_ptr, landmark, m,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """M, or Mᵀ, times pieces [landmarks, tokens]. Shared memory holds one piece of M at a time."""
+    PIECES: tl.constexpr = 1 if middle_rest_ptr is None else 2
+    middle = _load_middle(middle_ptr, landmark, m, TRANSPOSED)
+    product = dot(middle, middle, p, p_rest, 1, PIECES, PRECISION)
+    if PIECES == 2:
+        middle = _load_middle(middle_rest_ptr, landmark, m, TRANSPOSED)
+        product += dot(middle, middle, p, p, 1, 1, PRECISION)
+    return product
+
+
+@triton.jit
+def _load_middle(ptr, landmark, m, TRANSPOSED: tl.constexpr):
+    if TRANSPOSED:
+        middle = load_transposed(ptr, landmark, landmark, m)
+    else:
+        middle = load_square(ptr, landmark, landmark, m)
+    return middle
 
 
 @triton.jit

@@ -14,9 +14,13 @@ from softattn.triton.newton import most_rows_to_invert
 # The most that a tile of the kernels holds.
 MOST_FEATURES = 256
 MOST_LANDMARKS = 1024
-# The kernels of near fields hold all landmarks in one tile.
-MOST_NEAR_LANDMARKS = 64
-MOST_NEAR_FEATURES = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
+# The kernels of near fields hold all landmarks in one tile: features up to, landmarks.
+_MOST_OF_NEAR_FIELDS_IN_HALF = {64: 128, 128: 64}
+MOST_OF_NEAR_FIELDS = {
+    torch.float32: {64: 64},
+    torch.bfloat16: _MOST_OF_NEAR_FIELDS_IN_HALF,
+    torch.float16: _MOST_OF_NEAR_FIELDS_IN_HALF,
+}
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_INSTALLED = find_spec("triton") is not None
@@ -162,13 +166,13 @@ def _against_dtype(dtype: torch.dtype) -> str | None:
 def _against_sizes(
     query: Tensor, value: Tensor | None, landmarks: Tensor | None, near_field: int
 ) -> str | None:
-    kernels, most_features, most_landmarks = "the kernels", MOST_FEATURES, MOST_LANDMARKS
-    if near_field > 1:
-        kernels, most_landmarks = "the kernels of near fields", MOST_NEAR_LANDMARKS
-        most_features = MOST_NEAR_FEATURES[query.dtype]
     features = max(query.shape[-1], 0 if value is None else value.shape[-1])
-    if features > most_features:
-        return f"a head has {features} features, {kernels} take {most_features} at most"
+    kernels, most = "the kernels", {MOST_FEATURES: MOST_LANDMARKS}
+    if near_field > 1:
+        kernels, most = "the kernels of near fields", MOST_OF_NEAR_FIELDS[query.dtype]
+    if features > max(most):
+        return f"a head has {features} features, {kernels} take {max(most)} at most"
+    most_landmarks = next(number for width, number in most.items() if features <= width)
     if landmarks is not None and landmarks.shape[-2] > most_landmarks:
         return f"there are {landmarks.shape[-2]} landmarks, {kernels} take {most_landmarks} at most"
     return None

@@ -108,6 +108,32 @@ def test_near_field():
     assert added == order + runs * blocks
 
 
+def test_operator_with_a_near_field():
+    """In runs of one token it computes the diagonal, by products that the other operator spares."""
+    query, _, value, landmarks = tensors(False, "meta")
+    middle = torch.zeros(BATCH, HEADS, M, M, device="meta", requires_grad=True)
+
+    def without():
+        arguments = (query, None, value, landmarks, middle, None, None, 0.5, True)
+        return operators.landmark_attention(*arguments)[0]
+
+    def attend(near_field):
+        arguments = (query, value, landmarks, middle, None, 0.5, near_field)
+        return operators.near_field_attention(*arguments)[0]
+
+    p, p_middle = product(N, D, M), product(N, M, M)
+    # k(X, X), P M Pᵀ and R [V, 1].
+    near = product(N, D, 1) + product(N, M, 1) + product(N, D_V + 1, 1)
+    assert flops(lambda: attend(1)) == flops(without) + p + near
+    assert flops(lambda: attend(3)) - flops(lambda: attend(1)) == 2 * near
+    # Twice k(X, X), P M Pᵀ, G Vᵀ, F X and dR P, for queries and keys; Rᵀ G.
+    near = 2 * (2 * product(N, D, 1) + 2 * product(N, M, 1) + product(N, D_V, 1))
+    near += product(N, D_V, 1)
+    # The gradient of the diagonal has P once for both, and P (M + Mᵀ) and Pᵀ diag(dc) P.
+    more = 3 * p + 2 * product(N, M, D) + 3 * p_middle
+    assert gradient_flops(lambda: attend(1)) == gradient_flops(without) + more + near
+
+
 @pytest.mark.parametrize("with_form", [False, True])
 def test_operator_of_the_compiled_eager_path_counts_what_it_runs(with_form):
     query, _, _, landmarks = tensors(crossed=False)

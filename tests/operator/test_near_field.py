@@ -196,13 +196,15 @@ def test_where_there_is_no_near_field(options, error, message):
     ("features", "landmarks", "dtype", "reason"),
     [
         (3, 65, torch.float32, "there are 65 landmarks, the kernels of near fields take 64"),
+        (64, 129, torch.float16, "there are 129 landmarks, the kernels of near fields take 128"),
+        (65, 65, torch.float16, "there are 65 landmarks, the kernels of near fields take 64"),
         (65, 4, torch.float32, "a head has 65 features, the kernels of near fields take 64"),
         (129, 4, torch.bfloat16, "a head has 129 features, the kernels of near fields take 128"),
     ],
 )
 def test_sizes_without_a_kernel(monkeypatch, features, landmarks, dtype, reason):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    tokens = torch.zeros(1, 1, 70, features, dtype=dtype)
+    tokens = torch.zeros(1, 1, 140, features, dtype=dtype)
     chosen = tokens[:, :, :landmarks]
     assert explain_impl(tokens, tokens, chosen, "triton").name == "triton"
     choice = explain_impl(tokens, tokens, chosen, "triton", near_field=4)

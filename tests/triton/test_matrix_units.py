@@ -13,7 +13,7 @@ from support.strategies import NORMALIZATIONS, normal
 
 from softattn import gaussian_attention, softmax_free_attention
 from softattn.backends.backend import EAGER, TRITON
-from softattn.backends.selection import MOST_NEAR_FEATURES, MOST_NEAR_LANDMARKS
+from softattn.backends.selection import MOST_OF_NEAR_FIELDS
 
 ALL = tuple(product((32, 64, 128), (49, 64, 100), (torch.bfloat16, torch.float16, torch.float32)))
 INTERPRETED = ((64, 49, torch.bfloat16),)
@@ -83,7 +83,9 @@ def test_near_field(device, size, near_field):
         # The interpreter truncates what it stores as bfloat16, and dM follows from the output.
         size = (*size[:2], torch.float16)
     d, m, dtype = size
-    size = (min(d, MOST_NEAR_FEATURES[dtype]), min(m, MOST_NEAR_LANDMARKS), dtype)
+    widths = MOST_OF_NEAR_FIELDS[dtype]
+    d = min(d, max(widths))
+    size = (d, min(m, next(most for width, most in widths.items() if d <= width)), dtype)
     query, _, value, landmarks, grad = tensors_of(size, device, crossed=False)
     scale = query.shape[-1] ** -0.5
     gram = EAGER.gram(landmarks.double(), landmarks.double(), scale)
