@@ -52,3 +52,17 @@ def test_bad_baseline_widens_the_budget_by_its_own_error_alone():
     assert_within_budget(BASELINE + 1.9e-3, TRUTH, baseline=BASELINE + 1e-3)
     with pytest.raises(AssertionError, match="over the budget"):
         assert_within_budget(BASELINE + 2.1e-3, TRUTH, baseline=BASELINE + 1e-3)
+
+
+def test_baseline_that_is_not_finite_allows_rounding_alone():
+    baseline = BASELINE.clone()
+    baseline[3] = float("nan")
+    assert_within_budget(BASELINE, TRUTH, baseline=baseline)
+    with pytest.raises(AssertionError, match="over the budget"):
+        assert_within_budget(BASELINE + 1e-5, TRUTH, baseline=baseline)
+
+
+def test_inherited_error_is_added_to_the_budget():
+    assert_within_budget(BASELINE + 0.9e-3, TRUTH, baseline=BASELINE, inherited=1e-3)
+    with pytest.raises(AssertionError, match="over the budget"):
+        assert_within_budget(BASELINE + 1.1e-3, TRUTH, baseline=BASELINE, inherited=1e-3)

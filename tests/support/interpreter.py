@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import triton.language as tl
 from triton.runtime import interpreter
 
 # Values that Python's stack must have room for: more than a launch takes.
@@ -16,22 +15,20 @@ def fast_interpreter() -> Iterator[None]:
     """A context in which launches spare the interpreter two things that take most of its time.
 
     It replaces the functions of ``triton.language`` by its own in every call of a function that a
-    kernel calls. Here it does so once a launch.
+    kernel calls. Here it does so once in a launch, for each module that the functions are from.
 
     Python keeps its frames in chunks of 16 KiB, and asks the system for the next one when a call
     passes the end of the last. Where the frames of a test end near there, most calls in a kernel
     do. A launch that has a large frame starts a chunk with room for all its calls.
     """
     patch_language, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    patched: set[frozenset[str]] = set()
+    patched: set[int] = set()
 
     def patch_once(function):
-        modules = frozenset(
-            name for name, value in function.__globals__.items() if value in (tl, tl.core)
-        )
-        if modules in patched:
+        module = id(function.__globals__)
+        if module in patched:
             return None
-        patched.add(modules)
+        patched.add(module)
         return patch_language(function)
 
     def launch_with_room(self, *args, **kwargs):
