@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PYTHON = sys.executable
-_TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+# pytest-benchmark, where it is installed, warns beside xdist, and warnings are errors.
+_TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark")
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,16 @@ def _tests(*arguments: str, tiny: tuple[str, ...] = ()) -> Callable[[Machine], l
 
 
 def _times(machine: Machine) -> list[str]:
-    sizes = ("1x2x64",) if machine.tiny else ("8x8x65536", "8x8x3136", "1x2x1024")
+    sizes = ["1x2x64"] if machine.tiny else ["8x8x65536", "8x8x16384", "8x8x3136", "1x2x1024"]
     out = str(machine.folder / "times.json")
     options = ("--sizes", *sizes, "--out", out)
     return [_PYTHON, "-m", "benchmarks.gpu.times", "--device", machine.device, *options]
+
+
+def _parts(machine: Machine) -> list[str]:
+    sizes = ("8x8x65536", "8x8x3136")
+    options = ("--sizes", *sizes, "--out", str(machine.folder / "parts.json"))
+    return [_PYTHON, "-m", "benchmarks.gpu.parts", "--device", machine.device, *options]
 
 
 def _candidates(machine: Machine) -> list[str]:
@@ -132,7 +139,8 @@ STEPS = (
         "sizes that use the matrix units, and Newton's iteration, against float64",
         480,
         _tests(
-            _MATRIX, "tests/triton/test_newton.py", tiny=(_MATRIX, "-k", "64-49-bfloat16 and none")
+            *(_MATRIX, "tests/triton/test_newton.py", "-n", "auto"),
+            tiny=(_MATRIX, "-k", "64-49-bfloat16 and none"),
         ),
         environment=_own_ptxas,
     ),
@@ -140,7 +148,7 @@ STEPS = (
         "other_ptxas",
         "the same with the assembler of TRITON_PTXAS_PATH",
         480,
-        _tests(_MATRIX),
+        _tests(_MATRIX, "-n", "auto"),
         obstacle=lambda machine: _needs_cuda(machine) or _needs_other_ptxas(machine),
         environment=_other_ptxas,
     ),
@@ -158,6 +166,7 @@ STEPS = (
         1200,
         _tests("tests/triton", "-n", "auto", tiny=("tests/triton/test_launches.py",)),
     ),
+    Step("parts", "what each kernel takes, by the profiler", 300, _parts, _needs_cuda),
     Step("candidates", "tiles that may be better, by graph replay", 600, _candidates, _needs_cuda),
     Step("scaling", "time over the number of tokens, beside rivals", 900, _scaling),
     Step("throughput", "classifiers and their softmax twins", 900, _throughput, _needs_cuda),
