@@ -35,7 +35,8 @@ class NearFieldGradient(NamedTuple):
 
     tokens: dX, (batch, heads, n, d), in the dtype of the tokens.
     values: dV, (batch, heads, n, d_v), in the dtype of V.
-    landmarks: dL of each stretch of tokens, (batch, heads, stretches, m, d), float32.
+    landmarks: dL of each stretch of tokens, as queries and then as keys: (batch, heads,
+        2 · stretches, m, d), float32.
     middle: minus the near field's share of dM, Pᵀ dR P, for each stretch: (batch, heads, stretches,
         m, m), float32.
     """
@@ -75,6 +76,9 @@ def near_field_gradient(
 
         dX = rowsum(E) X − E L + rowsum(F + Fᵀ) X − (F + Fᵀ) X,   dL = colsum(E) L − Eᵀ X,
         dV = P dS + Rᵀ (G / D̃),   dM = −Pᵀ dR P + …
+
+    Two launches: one for the terms of the tokens as queries, one for those as keys, which adds the
+    dX of the first.
 
     Args:
         tokens: X, (batch, heads, n, d).
