@@ -11,10 +11,9 @@ from benchmarks.common.quantities import percent_text, seconds_text
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 _BYTES = 2
 _HEADINGS = (
-    "batch × heads × tokens",
-    "",
-    *("none", "landmark", "token", "softmax", "layer"),
-    *("token, of the limit", "token, no graph", "token, host", "flash", "cuDNN", "flash / token"),
+    *("pairs × tokens", ""),
+    *("none", "token", "softmax", "layer", "flash", "cuDNN", "flash / token"),
+    *("token, of the limit", "token, no graph", "token, host"),
 )
 
 
@@ -63,18 +62,20 @@ def times_table(cells: list[dict[str, Any]], bandwidth: float) -> str:
 
             token, flash = cell("token"), cell("sdpa flash")
             row = [
-                size.replace("x", " × "),
+                _size(size),
                 mode.replace("forward+backward", "with backward"),
-                *(_time(cell(call)) for call in ("none", "landmark", "token", "softmax", "layer")),
+                *(_time(cell(call)) for call in ("none", "token", "softmax", "layer")),
+                *(_time(flash), _time(cell("sdpa cudnn")), _ratio(flash, token)),
                 _of_the_limit(token, bandwidth),
-                _time(token, "eager_seconds"),
-                _time(token, "host_seconds"),
-                _time(flash),
-                _time(cell("sdpa cudnn")),
-                _ratio(flash, token),
+                *(_time(token, which) for which in ("eager_seconds", "host_seconds")),
             ]
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def _size(size: str) -> str:
+    batch, heads, n = map(int, size.split("x"))
+    return f"{batch * heads} × {n:,}"
 
 
 def _time(cell: dict[str, Any], which: str = "graph_seconds") -> str:

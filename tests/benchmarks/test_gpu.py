@@ -109,7 +109,7 @@ def test_pages_get_the_table_of_a_run(tmp_path):
     assert "old" not in text and text.startswith("before") and text.endswith("after\n")
     assert times_table(CELLS, 4e12) in text
     # Two bytes an element: 2e8 bytes at 4e12 a second are half of 1e-4 seconds.
-    assert "| 8 × 8 × 3136 | forward |  |  | 100 µs |" in text and "| 50 % |" in text
+    assert "| 64 × 3,136 | forward |  | 100 µs |" in text and "| 50 % |" in text
     assert "| 400 µs |  | 4 |" in text
     assert json.loads((docs / "measurements" / "gpu_a_gpu.json").read_text()) == CELLS
 
