@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.trial import Tile, checked, seconds
 
-# By variant and landmarks: tokens, landmarks, warps and stages of tiles.
+# By variant and landmarks: tokens, landmarks, warps and stages of tiles. Of several blocks of
+# landmarks the last is not full: a fault may show there alone.
 _GRIDS: dict[tuple[str, int], tuple[tuple[int, ...], ...]] = {
     ("gradient", 64): ((32, 64), (64,), (4, 8), (1, 2, 3)),
     ("gradient, diagonal", 64): ((16, 32, 64), (64,), (4, 8), (1, 2, 3)),
@@ -20,12 +21,12 @@ _GRIDS: dict[tuple[str, int], tuple[tuple[int, ...], ...]] = {
     ("answer", 64): ((64, 128), (64,), (4, 8), (2, 3)),
     ("sums with ones", 64): ((64, 128), (64,), (4, 8), (2, 3, 4)),
     ("gradient, diagonal and weights", 64): ((16, 32), (64,), (4, 8), (1,)),
-    ("gradient, exact normalized", 1024): ((32, 64), (32, 64), (4, 8), (1, 2)),
-    ("gradient", 256): ((32, 64), (32, 64), (4, 8), (1, 2)),
-    ("gradient, diagonal", 256): ((16, 32, 64), (32, 64), (4,), (1, 2)),
-    ("quotient gradient, diagonal", 256): ((32, 64), (32, 64), (4,), (1, 2)),
-    ("answer, diagonal", 256): ((32, 64), (32, 64), (4,), (1, 2, 3)),
-    ("answer, exact normalized", 1024): ((64, 128), (64,), (4, 8), (1, 2, 3)),
+    ("gradient, exact normalized", 1000): ((32, 64), (32, 64), (4, 8), (1, 2)),
+    ("gradient", 200): ((32, 64), (32, 64), (4, 8), (1, 2)),
+    ("gradient, diagonal", 200): ((16, 32, 64), (32, 64), (4,), (1, 2)),
+    ("quotient gradient, diagonal", 200): ((32, 64), (32, 64), (4,), (1, 2)),
+    ("answer, diagonal", 200): ((32, 64), (32, 64), (4,), (1, 2, 3)),
+    ("answer, exact normalized", 1000): ((64, 128), (64,), (4, 8), (1, 2, 3)),
     ("middle factor", 64): ((32, 64), (64,), (4, 8), (1,)),
     ("middle factor", 128): ((16, 32, 64, 128), (128,), (4, 8), (1,)),
     ("middle factor gradient", 128): ((16, 32, 64), (128,), (4, 8), (1,)),
