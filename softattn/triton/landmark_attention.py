@@ -149,20 +149,20 @@ def landmark_attention_gradient(
     from softattn.kernels import KeyTerms, add_stretches
 
     forward = _Forward(
-        query,
-        key,
-        value,
-        landmarks,
-        center_of(landmarks),
-        middle,
-        None if key_weights is None else key_weights.contiguous(),
-        padding,
-        output,
-        sums,
-        denominator if quotient else None,
-        diagonal if quotient and key is None else None,
-        row_shift if quotient and key is not None else None,
-        scale,
+        query=query,
+        key=key,
+        value=value,
+        landmarks=landmarks,
+        center=center_of(landmarks),
+        middle=middle,
+        key_weights=None if key_weights is None else key_weights.contiguous(),
+        padding=padding,
+        output=output,
+        sums=sums,
+        denominator=denominator if quotient else None,
+        diagonal=diagonal if quotient and key is None else None,
+        row_shift=row_shift if quotient and key is not None else None,
+        scale=scale,
     )
     through = _through_output(forward, grad)
     grad_sums, grad_middle = _through_landmarks(forward, through, group)

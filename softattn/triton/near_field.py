@@ -38,7 +38,7 @@ def near_field_attention(
         middle: M, (batch, heads, m, m), float32.
         padding: (batch, n), int32, not 0 where a token is padding; its output is 0.
         scale: s.
-        near_field: tokens of a run, a power of two.
+        near_field: tokens of a run, at least 2.
         group: the name of the process group of the ranks that the tokens are spread over, or "".
             Runs do not cross from one rank to another.
 
