@@ -48,7 +48,10 @@ def test_tiles_are_compared_with_the_smallest(monkeypatch):
         return trial.fault(case, (32, 16, 4, 1), device="cpu", tokens=100)
 
     assert fault() is None
-    tokens_of_tile = lambda _: torch.tensor(float(configurations.choose().tokens))  # noqa: E731
+
+    def tokens_of_tile(_):
+        return torch.tensor(float(configurations.choose().tokens))
+
     monkeypatch.setitem(cases.VARIANTS, "answer, quotient", tokens_of_tile)
     assert fault() == "differs by 1 of the largest entry"
     monkeypatch.setitem(cases.VARIANTS, "answer, quotient", lambda _: 1 / 0)

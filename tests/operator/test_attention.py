@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support.budget import assert_within_budget
+from support.budget import EXACT, assert_within_budget
 from support.denominators import denominators_stay_off_the_floor
 from support.strategies import (
     DTYPES,
@@ -24,7 +24,6 @@ from softattn import reference, softmax_free_attention
 
 pytestmark = pytest.mark.usefixtures("tiles")
 
-EXACT = dict(rtol=0, atol=0)
 # Rounding of float64, enlarged by the condition of A + 0.01 I and by quotients near the floor.
 ROUNDING = dict(rtol=1e-9, atol=1e-9)
 

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# Options of ``torch.testing.assert_close``: bit for bit, but for the signs of zeros.
+EXACT = {"rtol": 0, "atol": 0}
+
 
 def assert_within_budget(
     actual: Tensor,

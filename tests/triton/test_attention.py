@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.budget import assert_within_budget
+from support.budget import EXACT, assert_within_budget
 from support.denominators import denominators_stay_off_the_floor, problem_across_the_floor
 from support.strategies import NORMALIZATIONS, QUOTIENTS, normal, padding_masks, problems, seeds
 
@@ -15,7 +15,6 @@ from softattn import reference, softmax_free_attention
 
 pytestmark = pytest.mark.usefixtures("kernel_tiles", "poisoned_memory")
 
-EXACT = dict(rtol=0, atol=0)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The interpreter takes a program after the other, so there are fewer examples than elsewhere.
 few = settings(max_examples=max(settings.default.max_examples // 4, 1))

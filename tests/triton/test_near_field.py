@@ -5,7 +5,7 @@ The interpreter needs a second for a tile, so problems are few and small.
 
 import pytest
 import torch
-from support.budget import assert_within_budget
+from support.budget import EXACT, assert_within_budget
 from support.strategies import normal
 
 from softattn import (
@@ -20,7 +20,6 @@ from softattn.eager.near_field import NearField
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-EXACT = dict(rtol=0, atol=0)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 N, M, D, D_V, SCALE = 21, 7, 5, 3, 0.4
 
