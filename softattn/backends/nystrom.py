@@ -9,11 +9,10 @@ from softattn.backends.backend import Backend
 from softattn.backends.content_order import (
     content_order,
     padding_in_order,
-    put_back,
-    put_in_order,
+    permuted,
 )
 from softattn.common.key_weights import softmax_query_and_weights
-from softattn.common.padding import gather_padding
+from softattn.common.padding import gather_padding, inverse_permutation
 from softattn.common.quotient import QUOTIENTS
 
 
@@ -84,11 +83,12 @@ def landmark_attention(
     group: str | None = None,
 ) -> Tensor:
     """O, (batch, heads, n_q, d_v), of a call whose ``middle_factor`` is known."""
-    order = None
+    orders = None
     if near_field > 1:
         # Runs of a near field are tokens that follow each other.
         order = content_order(backend, query, landmarks, key_padding_mask, landmark_padding_mask)
-        query, value = put_in_order(query, order), put_in_order(value, order)
+        orders = order, inverse_permutation(order)
+        query, value = permuted(query, *orders), permuted(value, *orders)
         key_padding_mask = padding_in_order(key_padding_mask)
     weights = None
     if normalization == "softmax":
@@ -108,4 +108,4 @@ def landmark_attention(
         key_padding_mask=key_padding_mask,
         group=group,
     )
-    return output if order is None else put_back(output, order)
+    return output if orders is None else permuted(output, *reversed(orders))
