@@ -7,7 +7,7 @@ from typing import Any
 
 BACKGROUND, TEXT, GRID = "#24292f", "#e6e8eb", "#454c54"
 # Okabe and Ito's palette for the colour-blind, lightened for the background.
-COLOURS = ("#ff9e4a", "#56b4e9", "#2fc39a", "#e6e8eb")
+COLOURS = ("#ff9e4a", "#56b4e9", "#2fc39a", "#f0e442", "#e39bc5", "#e6e8eb")
 
 # The settings of matplotlib, for ``matplotlib.rc_context(STYLE)``.
 STYLE: dict[Any, Any] = {

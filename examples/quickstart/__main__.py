@@ -30,6 +30,7 @@ def main() -> None:
         action="store_true",
         help="a short test run",
     )
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each network on digits")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,8 @@ def main() -> None:
     console = Console()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        report = Report(out, arguments.quick, progress)
+        seeds = 1 if arguments.quick else arguments.seeds
+        report = Report(out, arguments.quick, seeds, progress)
         report.numbers["environment"] = environment()
         report.print("softattn quickstart on " + ", ".join(environment().values()))
         try:

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,18 +13,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import softattn
 from examples.quickstart.pictures import draw_learning_curves
 from examples.quickstart.processes import worker_processes
 from examples.quickstart.report import Report
+from softattn import AvgPoolLandmarks, KMeansLandmarks, SoftmaxFreeAttention
 
-VARIANTS = {
-    "token": 'softattn, "token"',
-    "landmark": 'softattn, "landmark"',
-    "none": 'softattn, "none"',
-    "softmax": "softmax (PyTorch's)",
-}
-SEEDS = (0, 1, 2)
 # The network and its training were chosen on another split, with random_state=0.
 SPLIT_SEED = 1
 EPOCHS = 12
@@ -34,21 +28,42 @@ BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A kind of attention.
+
+    label: in tables and pictures.
+    options: of ``SoftmaxFreeAttention``, or None for PyTorch's softmax attention.
+    """
+
+    label: str
+    options: dict[str, Any] | None
+
+    def attention(self) -> nn.Module:
+        """A new layer."""
+        if self.options is None:
+            return nn.MultiheadAttention(DIM, HEADS, batch_first=True)
+        options = {"landmarks": AvgPoolLandmarks(NUM_LANDMARKS)} | self.options
+        return SoftmaxFreeAttention(DIM, HEADS, **options)
+
+
+_KMEANS = {"landmarks": KMeansLandmarks(NUM_LANDMARKS)}
+VARIANTS = {
+    "token": Variant('softattn, "token"', {}),
+    "kmeans": Variant("softattn, k-means", _KMEANS),
+    "near_field": Variant("softattn, k-means, near field of 16", _KMEANS | {"near_field": 16}),
+    "landmark": Variant('softattn, "landmark"', {"normalization": "landmark"}),
+    "none": Variant('softattn, "none"', {"normalization": "none"}),
+    "softmax": Variant("softmax (PyTorch's)", None),
+}
+
+
 class Block(nn.Module):
     """Attention and a two-layer network, each with a norm before it and a residual connection."""
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.attention = (
-            nn.MultiheadAttention(DIM, HEADS, batch_first=True)
-            if variant == "softmax"
-            else softattn.SoftmaxFreeAttention(
-                embed_dim=DIM,
-                num_heads=HEADS,
-                landmarks=softattn.AvgPoolLandmarks(NUM_LANDMARKS),
-                normalization=variant,
-            )
-        )
+        self.attention = variant.attention()
         self.attention_norm = nn.LayerNorm(DIM)
         self.mlp = nn.Sequential(
             nn.LayerNorm(DIM), nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM)
@@ -65,13 +80,14 @@ class Block(nn.Module):
         if isinstance(self.attention, nn.MultiheadAttention):
             return self.attention(x, x, x, need_weights=False)[0]
         # The class token is a query and a key, but not a place of the grid.
-        return self.attention(x, grid=GRID, num_prefix_tokens=1)
+        output: Tensor = self.attention(x, grid=GRID, num_prefix_tokens=1)
+        return output
 
 
 class Classifier(nn.Module):
     """One token for each pixel, and a class token that is classified."""
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.embed = nn.Conv2d(1, DIM, kernel_size=3, padding=1)
         self.positions = nn.Parameter(torch.randn(GRID[0] * GRID[1], DIM) / 2)
@@ -93,7 +109,7 @@ class Classifier(nn.Module):
 class TrainingRun:
     """One training.
 
-    variant: of the attention.
+    variant: name of the kind of attention.
     seed: of the training.
     parameters: number of them.
     seconds: of the training.
@@ -108,7 +124,7 @@ class TrainingRun:
 
 
 def train(job: tuple[str, int, int]) -> TrainingRun:
-    """Trains a model; ``job`` is its variant, its seed and the number of epochs."""
+    """Trains a model; ``job`` is the name of its variant, its seed and the number of epochs."""
     variant, seed, epochs = job
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)
@@ -119,7 +135,7 @@ def train(job: tuple[str, int, int]) -> TrainingRun:
     images = (images - images[train_rows].mean()) / images[train_rows].std()
 
     torch.manual_seed(seed)
-    model = Classifier(variant)
+    model = Classifier(VARIANTS[variant])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     batches = -(-len(train_rows) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -148,8 +164,8 @@ def train(job: tuple[str, int, int]) -> TrainingRun:
 
 def show_digits(report: Report) -> None:
     """Trains each variant with each seed on a core of its own; prints a table, draws the curves."""
-    seeds, epochs = ((0,), 1) if report.quick else (SEEDS, EPOCHS)
-    jobs = [(variant, seed, epochs) for seed in seeds for variant in VARIANTS]
+    epochs = 1 if report.quick else EPOCHS
+    jobs = [(variant, seed, epochs) for seed in range(report.seeds) for variant in VARIANTS]
     task = report.progress.add_task("digits: training", total=len(jobs))
     runs: list[TrainingRun] = []
     try:
@@ -164,7 +180,7 @@ def show_digits(report: Report) -> None:
         if runs:
             by_variant: dict[str, list[TrainingRun]] = {}
             for run in runs:
-                by_variant.setdefault(VARIANTS[run.variant], []).append(run)
+                by_variant.setdefault(VARIANTS[run.variant].label, []).append(run)
             report.print(_table(by_variant))
             draw_learning_curves(
                 report.new_picture("digits.png"),

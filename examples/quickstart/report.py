@@ -14,6 +14,7 @@ class Report:
 
     out: folder of the pictures.
     quick: whether this is a smoke run, whose numbers mean nothing.
+    seeds: trainings of each network.
     progress: bars on the screen.
     numbers: content of results.json, by part of the quickstart.
     pictures: files drawn so far.
@@ -21,6 +22,7 @@ class Report:
 
     out: Path
     quick: bool
+    seeds: int
     progress: Progress
     numbers: dict[str, Any] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)

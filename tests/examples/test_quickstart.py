@@ -24,6 +24,8 @@ def test_quickstart(tmp_path):
     assert {training["variant"] for training in numbers["digits"]} == {
         "landmark",
         "token",
+        "kmeans",
+        "near_field",
         "none",
         "softmax",
     }
