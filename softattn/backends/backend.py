@@ -29,6 +29,8 @@ class Backend:
         heads, m, d), and to their number, (batch, heads, m, 1), both in the dtype of the
         arithmetic. Every run adds in the same order.
     weigh_keys: None, or what takes the place of ``key_weights.weigh_keys``.
+    regularized_inverse: None, or ``(gram, ridge)`` to (A + ridge · I)⁻¹, (..., m, m), of a Gaussian
+        Gram matrix A; None where it does not compute it.
     regularized_middle_factor: None, or ``(landmarks, *, ridge, normalized, scale,
         landmark_padding_mask)`` to what ``nystrom.middle_factor`` returns for an inverse of
         A + ridge · I, in few steps for the host; None for sizes that it does not take.
@@ -40,6 +42,7 @@ class Backend:
     nearest_landmarks: Callable[..., Tensor]
     cluster_sums: Callable[..., tuple[Tensor, Tensor]]
     weigh_keys: Callable[..., Tensor] | None = None
+    regularized_inverse: Callable[..., Tensor | None] | None = None
     regularized_middle_factor: Callable[..., tuple[Tensor, Tensor] | None] | None = None
 
 
@@ -49,6 +52,7 @@ EAGER = Backend(
     eager.gaussian_attention,
     eager.nearest_landmarks,
     eager.cluster_sums,
+    regularized_inverse=eager.regularized_inverse,
 )
 TRITON = Backend(
     triton.gram,
@@ -57,5 +61,5 @@ TRITON = Backend(
     triton.nearest_landmarks,
     triton.cluster_sums,
     triton.weigh_keys,
-    triton.regularized_middle_factor,
+    regularized_middle_factor=triton.regularized_middle_factor,
 )

@@ -4,6 +4,7 @@ from softattn.eager.clusters import cluster_sums, nearest_landmarks
 from softattn.eager.gaussian_attention import gaussian_attention
 from softattn.eager.gram import gram
 from softattn.eager.landmark_attention import landmark_attention
+from softattn.eager.regularized_inverse import regularized_inverse
 
 __all__ = [
     "cluster_sums",
@@ -11,4 +12,5 @@ __all__ = [
     "gram",
     "landmark_attention",
     "nearest_landmarks",
+    "regularized_inverse",
 ]

@@ -151,12 +151,12 @@ class NewtonPinv(nn.Module):
         """ε where the module gives (A + ε I)⁻¹ of a Gaussian Gram matrix, up to rounding.
 
         None where it gives something else, and where it must be called: for its hooks, or because
-        a subclass or ``impl="eager"`` asks for it.
+        it is of a subclass.
         """
         hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
         is_plain = type(self).forward is NewtonPinv.forward and not hooks
         converges = self.method == "minimax" and self.iterations is None
-        return self.ridge if is_plain and converges and self.impl != "eager" else None
+        return self.ridge if is_plain and converges else None
 
     def extra_repr(self) -> str:
         """The options that are in force."""

@@ -1,5 +1,7 @@
 """The m × m factor in one launch: interpreted, or on a GPU with ``--device cuda``."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -146,11 +148,28 @@ class TestRegularization:
             NewtonPinv("transpose"),
             NewtonPinv("soft", ridge=0.01),
             NewtonPinv("minimax", ridge=0.01, iterations=3),
-            NewtonPinv("minimax", ridge=0.01, impl="eager"),
             Doubled("minimax", ridge=0.01),
             hooked,
         ):
             assert pinv.regularization is None
+
+    def test_an_eager_inverse_is_called(self, device):
+        def refuse(*args, **options):
+            raise AssertionError("the kernel was asked")
+
+        backend = dataclasses.replace(TRITON, regularized_middle_factor=refuse)
+        landmarks = normal(1, 2, 5, 3, seed=0).to(device, torch.float32)
+
+        def factor(backend, impl):
+            pinv = NewtonPinv("minimax", ridge=RIDGE, impl=impl)
+            options = {"normalization": "none", "scale": SCALE, "landmark_padding_mask": None}
+            return nystrom.middle_factor(backend, landmarks, pinv=pinv, **options)[1]
+
+        torch.testing.assert_close(
+            factor(backend, "eager"), factor(TRITON, "auto"), rtol=1e-3, atol=1e-4
+        )
+        with pytest.raises(AssertionError, match="was asked"):
+            factor(backend, "auto")
 
     def test_a_callable_inverse_is_called(self, device):
         tokens = normal(1, 1, 8, 3, seed=0).to(device, torch.float32)
