@@ -1,4 +1,4 @@
-"""Softmax-free attention on a photograph and on handwritten digits, in two minutes on two cores.
+"""Softmax-free attention on a photograph and on handwritten digits, in three minutes on two cores.
 
 Run ``python -m examples.quickstart``; pictures and numbers go to out/quickstart/.
 """
