@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--training", action="store_true", help="forward and backward")
     parser.add_argument(
-        "--landmarks", choices=("conv", "conv_pad", "avg"), default="conv", help="of SOFT"
+        "--landmarks", choices=("conv", "conv_pad", "avg", "kmeans"), default="conv", help="of SOFT"
     )
     parser.add_argument(
         "--pinv",

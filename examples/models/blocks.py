@@ -5,7 +5,13 @@ from typing import Any
 from timm.layers import ConvNormAct, DropPath, GELUTanh, Mlp, register_notrace_module
 from torch import Tensor, nn
 
-from softattn import AvgPoolLandmarks, ConvLandmarks, LandmarkSampler, SoftmaxFreeAttention
+from softattn import (
+    AvgPoolLandmarks,
+    ConvLandmarks,
+    KMeansLandmarks,
+    LandmarkSampler,
+    SoftmaxFreeAttention,
+)
 
 # A leaf for torch.fx, which cannot follow choices that depend on shapes.
 register_notrace_module(SoftmaxFreeAttention)
@@ -44,7 +50,8 @@ def sampler(name: str, head_dim: int, stride: int, **factory: Any) -> LandmarkSa
         name: ``"conv"``, the published strided convolution. It leaves out the last rows and columns
             of a map that its stride does not divide, and needs maps of at least its stride.
             ``"conv_pad"``, the same convolution, over a map padded with zeros. ``"avg"``, 49 means,
-            with which the cost is linear at any resolution.
+            with which the cost is linear at any resolution. ``"kmeans"``, these after two steps of
+            k-means.
         head_dim: features of a head.
         stride: of the convolution.
         factory: device and dtype of the parameters.
@@ -58,7 +65,9 @@ def sampler(name: str, head_dim: int, stride: int, **factory: Any) -> LandmarkSa
         return ConvLandmarks(head_dim, stride, remainder="pad", **factory)
     if name == "avg":
         return AvgPoolLandmarks(49)
-    raise ValueError(f'landmarks must be "conv", "conv_pad" or "avg", got {name!r}')
+    if name == "kmeans":
+        return KMeansLandmarks(49)
+    raise ValueError(f'landmarks must be "conv", "conv_pad", "avg" or "kmeans", got {name!r}')
 
 
 class PostNormBlock(nn.Module):

@@ -266,7 +266,7 @@ class SoftmaxFreeTransformer(PyramidTransformer):
     """SOFT (NeurIPS 2021; IJCV 2024).
 
     The defaults are the published arithmetic. Images have any height and width from 29 pixels, or
-    from 1 with the landmarks ``"conv_pad"`` and ``"avg"``.
+    from 1 with other landmarks than ``"conv"``.
 
     Args:
         normalization: of ``softattn.SoftmaxFreeAttention``: ``"none"`` in SOFT, ``"landmark"`` in
@@ -274,7 +274,8 @@ class SoftmaxFreeTransformer(PyramidTransformer):
         pinv: of ``softattn.SoftmaxFreeAttention``. By default, the method of the authors' code. For
             ``"landmark"`` that method makes an output depend on the other images of the batch;
             ``"minimax"`` does not, converges, and takes half the steps.
-        landmarks: ``"conv"``, ``"conv_pad"`` or ``"avg"``, see ``blocks.sampler``.
+        landmarks: ``"conv"``, ``"conv_pad"``, ``"avg"`` or ``"kmeans"``, see ``blocks.sampler``.
+        near_field: of ``softattn.SoftmaxFreeAttention``; above 1 for ``normalization="token"``.
         device: of the parameters.
         dtype: of the parameters.
         options: of ``PyramidTransformer``.
@@ -286,6 +287,7 @@ class SoftmaxFreeTransformer(PyramidTransformer):
         normalization: str = "none",
         pinv: str | Callable[[Tensor], Tensor] | None = None,
         landmarks: str = "conv",
+        near_field: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -299,6 +301,7 @@ class SoftmaxFreeTransformer(PyramidTransformer):
                 landmarks=sampler(landmarks, HEAD_DIM, LANDMARK_STRIDES[stage], **factory),
                 normalization=normalization,
                 pinv=PUBLISHED_PINV.get(normalization) if pinv is None else pinv,
+                near_field=near_field,
                 value_conv=VALUE_CONVS[stage],
                 **factory,
             )

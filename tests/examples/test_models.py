@@ -13,6 +13,7 @@ from examples.imagenet.macs import count_macs
 from examples.imagenet.table import PUBLISHED_ACCURACY, count_parameters, model_table
 from examples.models.registry import MODELS
 from examples.models.stages import Stage
+from softattn import SoftmaxFreeAttention
 
 README = (ROOT / "examples" / "README.md").read_text()
 PUBLISHED_PARAMETERS = {"tiny": 13e6, "small": 24e6, "medium": 45e6, "large": 64e6, "huge": 87e6}
@@ -71,7 +72,7 @@ def test_any_input_size(name, size):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("landmarks", ["conv_pad", "avg"])
+@pytest.mark.parametrize("landmarks", ["conv_pad", "avg", "kmeans"])
 def test_the_smallest_images(landmarks):
     model = small_model(landmarks=landmarks).eval()
     assert model(torch.randn(1, 3, 1, 5)).isfinite().all()
@@ -85,6 +86,13 @@ def test_paddings_of_the_landmarks_agree_where_the_stride_divides():
         for size, agree in ((64, True), (80, False)):
             images = torch.randn(1, 3, size, size)
             assert torch.equal(cropped(images), padded(images)) == agree
+
+
+def test_the_attention_has_the_near_field_that_is_asked_for():
+    model = small_model(landmarks="kmeans", near_field=16, normalization="token")
+    layers = [layer for layer in model.modules() if isinstance(layer, SoftmaxFreeAttention)]
+    assert layers and all(layer.near_field == 16 for layer in layers)
+    model(torch.randn(1, 3, 64, 96)).sum().backward()
 
 
 def test_an_unknown_sampler_is_refused():
