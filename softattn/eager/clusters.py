@@ -3,10 +3,12 @@
 ``torch.compile`` calls each of them as one operator.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from softattn.common.compiler import is_compiled
+from softattn.common.compiler import is_compiled, is_exported
 from softattn.common.precision import compute_dtype
 from softattn.common.products import matmul
 from softattn.eager.passes import Landmarks
@@ -52,12 +54,40 @@ def _nearest_landmarks(
 
 
 def _cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(tokens)
+    by_index = tokens.device.type == "cpu" and not is_exported()
+    add_up = _sums_by_index if by_index else _sums_by_products
+    return add_up(tokens, labels, m, compute_dtype(tokens))
+
+
+def _sums_by_index(
+    tokens: Tensor, labels: Tensor, m: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """On a CPU every index adds its rows in their order."""
+    *outer, _, d = tokens.shape
+    pairs = math.prod(outer)
+    # The last cluster of a pair is of padding.
+    first = (m + 1) * torch.arange(pairs, device=labels.device).view(*outer, 1)
+    no_sums = sums = tokens.new_zeros(pairs * (m + 1), d, dtype=dtype)
+    none_counted = counts = tokens.new_zeros(pairs * (m + 1), dtype=dtype)
+    for tile in token_slices(tokens, d):
+        clusters = (first + labels[..., tile]).flatten()
+        rows = tokens[..., tile, :].to(dtype).reshape(len(clusters), d)
+        # A sum of sums over tiles rounds less than one over all rows.
+        sums = sums + no_sums.index_add(0, clusters, rows)
+        counts = counts + none_counted.index_add(0, clusters, rows.new_ones(len(clusters)))
+    sums, counts = sums.view(*outer, m + 1, d), counts.view(*outer, m + 1, 1)
+    return sums[..., :m, :].contiguous(), counts[..., :m, :].contiguous()
+
+
+def _sums_by_products(
+    tokens: Tensor, labels: Tensor, m: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """On a GPU indices add in any order, and products in a fixed one."""
     *outer, _, d = tokens.shape
     sums = tokens.new_zeros(*outer, m, d, dtype=dtype)
     counts = tokens.new_zeros(*outer, m, 1, dtype=dtype)
     clusters = torch.arange(m, device=tokens.device).unsqueeze(-1)
-    for tile in token_slices(tokens, m + tokens.shape[-1]):
+    for tile in token_slices(tokens, m + d):
         members = (labels[..., None, tile] == clusters).to(dtype)
         sums = sums + matmul(members, tokens[..., tile, :].to(dtype))
         counts = counts + members.sum(-1, keepdim=True)

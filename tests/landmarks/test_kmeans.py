@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import softattn
 from softattn import KMeansLandmarks, SoftmaxFreeAttention
+from softattn.eager import clusters
 from softattn.eager import tiles as streaming
 
 pytestmark = pytest.mark.usefixtures("tiles")
@@ -205,6 +206,24 @@ def test_half_precision_is_summed_in_float32(dtype):
         for head in range(2):
             expected = lloyd(tokens[sample, head].double(), starts[sample, head].double(), 3)
             torch.testing.assert_close(landmarks[sample, head], expected.to(dtype))
+
+
+@given(
+    outer=st.tuples(st.integers(0, 2), st.integers(0, 3)),
+    n=st.integers(0, 40),
+    m=st.integers(1, 6),
+    seed=seeds,
+)
+def test_sums_by_index_are_those_by_products(outer, n, m, seed):
+    tokens = normal(*outer, n, 3, seed=seed)
+    # The label m is that of padding.
+    labels = torch.randint(m + 1, (*outer, n), generator=torch.Generator().manual_seed(seed))
+    by_index, by_products = (
+        sums(tokens, labels, m, torch.float64)
+        for sums in (clusters._sums_by_index, clusters._sums_by_products)
+    )
+    for one, other in zip(by_index, by_products, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_tokens_far_from_the_origin_find_their_nearest_landmark():
