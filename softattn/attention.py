@@ -80,11 +80,11 @@ def softmax_free_attention(
             or one of ``"minimax"`` (the default: A + 0.01 I, converged), ``"soft"`` (the paper's),
             ``"soft_norm_official"`` and ``"transpose"``.
         scale: s, 1/√d by default.
-        near_field: c, how many tokens of like content are exact among themselves; 1 is the exact
+        near_field: b, how many tokens of like content are exact among themselves; 1 is the exact
             diagonal. Tokens are sorted by their nearest landmark, then along the landmarks' main
-            direction, and cut into runs of c. Within a run k(Q, Q) takes the place of P_q A⁺ P_qᵀ.
-            Costs time and, of one run at once, memory in O(n c). Above 1 it is for self-attention
-            with ``"token"`` alone.
+            direction, and cut into runs of b. Within a run k(Q, Q) takes the place of P_q A⁺ P_qᵀ.
+            Costs time in O(n b (d + d_v + m)). Above 1 it is for self-attention with ``"token"``
+            alone.
         key_padding_mask: (batch, n_k), True where a token is padding, which is ignored. In
             self-attention the output of padded queries is 0; so is that of a sample that is all
             padding.
