@@ -6,7 +6,7 @@ from support.strategies import NORMALIZATIONS, normal
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.utils.checkpoint import checkpoint
 
-from softattn import AvgPoolLandmarks, KMeansLandmarks, SoftmaxFreeAttention
+from softattn import AvgPoolLandmarks, KMeansLandmarks, NewtonPinv, SoftmaxFreeAttention
 
 
 def layer(normalization="token", sampler=AvgPoolLandmarks):
@@ -45,6 +45,35 @@ def test_gradients_of_each_sample(normalization, sampler):
         alone = by_autograd(attention, x[i : i + 1])
         for name, gradient in alone.items():
             torch.testing.assert_close(together[name][i], gradient)
+
+
+class Called(NewtonPinv):
+    """An inverse that a layer calls."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"normalization": normalization} for normalization in NORMALIZATIONS),
+        {"pinv": Called("minimax", ridge=0.01)},
+        {"pinv": "soft"},
+        {"near_field": 3},
+        {"landmarks": KMeansLandmarks(4)},
+    ],
+    ids=str,
+)
+def test_gradients_from_outside_of_a_vmap(options):
+    options = {"landmarks": AvgPoolLandmarks(4)} | options
+    attention = SoftmaxFreeAttention(6, 2, **options, dtype=torch.float64)
+    x = normal(3, 11, 6, seed=0).requires_grad_()
+    inputs = (x, *attention.parameters())
+    mapped = torch.vmap(lambda each: attention(each[None])[0])(x)
+    for actual, expected in zip(
+        torch.autograd.grad(mapped.square().sum(), inputs),
+        torch.autograd.grad(attention(x).square().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_functional_call_takes_other_parameters():
