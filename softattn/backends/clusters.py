@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from softattn.backends.selection import select_backend
 from softattn.common.compiler import apply
 from softattn.common.ranks import sum_over_ranks
+from softattn.common.rows import rows_at
 
 
 def lloyd_step(
@@ -75,8 +76,7 @@ class _RowsOfClusters(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, labels: Tensor, impl: str) -> Tensor:
-        with_zeros = nn.functional.pad(rows, (0, 0, 0, 1))
-        return with_zeros.gather(-2, labels.unsqueeze(-1).expand(*labels.shape, rows.shape[-1]))
+        return rows_at(nn.functional.pad(rows, (0, 0, 0, 1)), labels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

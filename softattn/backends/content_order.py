@@ -17,6 +17,7 @@ from softattn.common.compiler import apply, is_exported
 from softattn.common.padding import inverse_permutation
 from softattn.common.precision import compute_dtype
 from softattn.common.products import matmul
+from softattn.common.rows import rows_of_pairs
 
 # Steps of the power iteration. An inexact direction still gives an order.
 _POWER_STEPS = 4
@@ -66,8 +67,9 @@ def permuted(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         inverse: (batch, heads, n), the place of each token. The gradient is put back with it, where
             that of PyTorch's indexing would add up rows one by one.
     """
-    result: Tensor = apply(_Permuted, tokens, order, inverse)
-    return result
+    places = [rows_of_pairs(each, tokens.shape[-2]) for each in (order, inverse)]
+    rows: Tensor = apply(_Permuted, tokens.reshape(-1, tokens.shape[-1]), *places)
+    return rows.view(tokens.shape)
 
 
 def padding_in_order(padding_mask: Tensor | None) -> Tensor | None:
@@ -108,16 +110,13 @@ def _main_direction(landmarks: Tensor) -> Tensor:
 
 
 class _Permuted(torch.autograd.Function):
-    """``permuted``."""
+    """Rows (all, d) in another order (all)."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        batch, heads, n, features = tokens.shape
-        first = n * torch.arange(batch * heads, device=order.device).view(batch, heads, 1)
-        rows = tokens.reshape(batch * heads * n, features)
-        return rows.index_select(0, (first + order).flatten()).view(tokens.shape)
+    def forward(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return rows.index_select(0, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -127,4 +126,4 @@ class _Permuted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors
-        return permuted(grad, inverse, order), None, None
+        return apply(_Permuted, grad, inverse, order), None, None

@@ -30,7 +30,8 @@ def restored_block(exact: Tensor, approximated: Tensor) -> Tensor:
     leave more than the exact kernel in the row.
     """
     upper = (exact - approximated).clamp(max=1)
-    return torch.maximum(upper, torch.eye(exact.shape[-1]).to(exact) - 1)
+    own = torch.eye(exact.shape[-1], dtype=exact.dtype, device=exact.device)
+    return torch.maximum(upper, own - 1)
 
 
 def floored(denominator: Tensor, terms: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from softattn.common.compiler import is_compiled, is_exported
 from softattn.common.precision import compute_dtype
 from softattn.common.products import matmul
+from softattn.common.rows import rows_of_pairs
 from softattn.eager.passes import Landmarks
 from softattn.eager.tiles import token_slices
 
@@ -65,12 +66,11 @@ def _sums_by_index(
     """On a CPU every index adds its rows in their order."""
     *outer, _, d = tokens.shape
     pairs = math.prod(outer)
-    # The last cluster of a pair is of padding.
-    first = (m + 1) * torch.arange(pairs, device=labels.device).view(*outer, 1)
     no_sums = sums = tokens.new_zeros(pairs * (m + 1), d, dtype=dtype)
     none_counted = counts = tokens.new_zeros(pairs * (m + 1), dtype=dtype)
     for tile in token_slices(tokens, d):
-        clusters = (first + labels[..., tile]).flatten()
+        # The last cluster of a pair is of padding.
+        clusters = rows_of_pairs(labels[..., tile], m + 1)
         rows = tokens[..., tile, :].to(dtype).reshape(len(clusters), d)
         # A sum of sums over tiles rounds less than one over all rows.
         sums = sums + no_sums.index_add(0, clusters, rows)

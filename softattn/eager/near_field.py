@@ -53,9 +53,11 @@ class NearField:
         if not is_exported():
             # Fewer tokens than a run are a run of their own length.
             self.run = min(run, max(self.number, 1))
-        self.tokens, self.p, self.p_middle, self.columns = (
+        tokens, self.p, self.p_middle, self.columns = (
             self.in_runs(rows) for rows in (tokens, p, p_middle, columns)
         )
+        # A run can be far from the landmarks, which are near the origin.
+        self.tokens = tokens - tokens[..., :1, :]
         self.kernel = _kernel(self.tokens, scale)
         self.approximated = matmul(self.p_middle, self.p.mT)
         self.remainder = restored_block(self.kernel, self.approximated)
@@ -97,8 +99,8 @@ class NearField:
     def in_runs(self, rows: Tensor) -> Tensor:
         """(..., t, columns) as (..., runs, run, columns), with zeros after the last token."""
         if is_exported():
-            # At least one: whether the last run is short may not depend on a size.
-            lacking = self.run - self.number % self.run
+            # At least one token and two runs: compilers take a size of 1 for a constant.
+            lacking = 2 * self.run - self.number % self.run
             return pad(rows, (0, 0, 0, lacking)).unflatten(-2, (-1, self.run))
         lacking = -self.number % self.run
         if lacking:

@@ -44,6 +44,8 @@ def saved_and_loaded(program):
         ({"normalization": "landmark"}, True),
         ({"normalization": "token"}, False),
         ({"near_field": 4}, True),
+        ({"near_field": 4}, False),
+        ({"near_field": 16}, False),
     ],
 )
 def test_sequences(options, padded):

@@ -153,6 +153,37 @@ def test_wrong_inverse_meets_the_bounds_and_the_floor():
     assert (denominator.abs() < FLOOR * terms).any()
 
 
+def test_the_output_can_be_changed_in_place():
+    tokens, landmarks = normal(1, 2, 9, 3, seed=0).requires_grad_(), normal(1, 2, 4, 3, seed=1)
+    output = softmax_free_attention(tokens, None, tokens, landmarks, near_field=4)
+    (expected,) = torch.autograd.grad((2 * output).sum(), tokens, retain_graph=True)
+    (actual,) = torch.autograd.grad(output.mul_(2).sum(), tokens)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_runs_far_from_the_landmarks_keep_their_digits():
+    tokens, value = normal(1, 1, 12, 3, seed=0).float(), normal(1, 1, 12, 2, seed=1).float()
+    landmarks = 1000 + normal(1, 1, 4, 3, seed=2).float()
+    output = softmax_free_attention(tokens, None, value, landmarks, near_field=12)
+    exact = reference.gaussian_attention(
+        tokens.double(), tokens.double(), value.double(), normalize=True
+    )
+    # Tokens are rounded once at their distance from the landmarks, 1000 · 2⁻²⁴.
+    torch.testing.assert_close(output.double(), exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"near_field": 4}, {"masked": True}])
+def test_the_default_device_does_not_matter(options):
+    tokens, landmarks = normal(1, 2, 9, 3, seed=0), normal(1, 2, 4, 3, seed=1)
+    options = dict(options)
+    if options.pop("masked", False):
+        options["landmark_padding_mask"] = torch.tensor([[False, False, True, False]])
+    expected = softmax_free_attention(tokens, None, tokens, landmarks, **options)
+    with torch.device("meta"):
+        output = softmax_free_attention(tokens, None, tokens, landmarks, **options)
+    assert torch.equal(output, expected)
+
+
 def test_vmap_over_the_batch():
     tokens, value, landmarks = (
         normal(3, 2, n, d, seed=seed) for seed, (n, d) in enumerate([(9, 3), (9, 2), (4, 3)])
