@@ -23,7 +23,7 @@ from softattn.common.validation import (
     check_operator_choices,
     scale_of,
 )
-from softattn.pinv import resolve_pinv
+from softattn.pinv import resolve_pinv, ridge_of
 
 
 def softmax_free_attention(
@@ -123,6 +123,7 @@ def softmax_free_attention(
     )
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
     backend = select_backend(impl, query, value, landmarks, near_field)
+    inverse = resolve_pinv(pinv, impl)
     scale = scale_of(scale, query)
     group = name_of_group(group)
     if group is not None:
@@ -132,7 +133,8 @@ def softmax_free_attention(
             backend,
             landmarks,
             normalization=normalization,
-            pinv=resolve_pinv(pinv, impl),
+            pinv=inverse,
+            ridge=ridge_of(inverse, backend.name),
             scale=scale,
             landmark_padding_mask=landmark_padding_mask,
         )
@@ -219,13 +221,15 @@ def softmax_free_attention_varlen(
     check_mask("landmark_padding_mask", landmark_padding_mask, (batch, m), landmarks.device)
     query, key, value, landmarks = promoted_under_autocast(query, key, value, landmarks)
     backend = select_backend(impl, query, value, landmarks, near_field)
+    inverse = resolve_pinv(pinv, impl)
     scale = scale_of(scale, query)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
             backend,
             landmarks,
             normalization=normalization,
-            pinv=resolve_pinv(pinv, impl),
+            pinv=inverse,
+            ridge=ridge_of(inverse, backend.name),
             scale=scale,
             landmark_padding_mask=landmark_padding_mask,
         )

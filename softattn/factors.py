@@ -25,7 +25,7 @@ from softattn.common.validation import (
 )
 from softattn.eager import gram
 from softattn.eager.near_field import NearField
-from softattn.pinv import resolve_pinv
+from softattn.pinv import resolve_pinv, ridge_of
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,14 @@ def attention_factors(
     query, key, landmarks = promoted_under_autocast(query, key, landmarks)
     scale = scale_of(scale, query)
     keys = gather_padding(query if key is None else key, key_padding_mask)
+    inverse = resolve_pinv(pinv)
     with without_autocast(query.device):
         landmarks, middle = middle_factor(
             EAGER,
             landmarks,
             normalization=normalization,
-            pinv=resolve_pinv(pinv),
+            pinv=inverse,
+            ridge=ridge_of(inverse, EAGER.name),
             scale=scale,
             landmark_padding_mask=landmark_padding_mask,
         )

@@ -13,6 +13,7 @@ from softattn.triton import backend as triton
 class Backend:
     """One implementation of the operators. Arguments are checked, autocast is off.
 
+    name: what ``impl`` calls it.
     gram: ``(query, key, scale)`` to the block k(Q, K), (batch, heads, n_q, n_k).
     landmark_attention: ``(query, key, value, landmarks, middle, *, quotient, near_field,
         key_weights, scale, key_padding_mask, group)`` to O, (batch, heads, n_q, d_v). ``key=None``
@@ -36,6 +37,7 @@ class Backend:
         A + ridge · I, in few steps for the host; None for sizes that it does not take.
     """
 
+    name: str
     gram: Callable[..., Tensor]
     landmark_attention: Callable[..., Tensor]
     gaussian_attention: Callable[..., Tensor]
@@ -47,6 +49,7 @@ class Backend:
 
 
 EAGER = Backend(
+    "eager",
     eager.gram,
     eager.landmark_attention,
     eager.gaussian_attention,
@@ -55,6 +58,7 @@ EAGER = Backend(
     regularized_inverse=eager.regularized_inverse,
 )
 TRITON = Backend(
+    "triton",
     triton.gram,
     triton.landmark_attention,
     triton.gaussian_attention,

@@ -22,14 +22,15 @@ def middle_factor(
     *,
     normalization: str,
     pinv: Callable[[Tensor], Tensor],
+    ridge: float | None,
     scale: float,
     landmark_padding_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The landmarks with padding moved away, and A⁺ of A = k(L, L).
 
     For ``"landmark"`` A⁺ is divided on both sides by the square roots of the row sums of A. Where
-    ``pinv`` has a ``regularization``, ε, its inverse is (A + ε I)⁻¹ with the gradient that it has,
-    and a backend may compute it in its own way.
+    there is a ``ridge``, ε, ``pinv`` is (A + ε I)⁻¹ with the gradient that it has, and the backend
+    may compute it in its own way.
 
     Returns:
         L, (batch, heads, m, d), and the factor, (batch, heads, m, m), whose rows and columns of
@@ -38,9 +39,7 @@ def middle_factor(
     Raises:
         ValueError: ``pinv`` returns another shape than it gets.
     """
-    ridge = getattr(pinv, "regularization", None)
-    asks_for_eager = getattr(pinv, "impl", "auto") == "eager"
-    if ridge is not None and backend.regularized_middle_factor and not asks_for_eager:
+    if ridge is not None and backend.regularized_middle_factor is not None:
         factor = backend.regularized_middle_factor(
             landmarks,
             ridge=ridge,
@@ -55,9 +54,10 @@ def middle_factor(
     padded = None
     if landmark_padding_mask is not None:
         padded = landmark_padding_mask[:, None, :, None] | landmark_padding_mask[:, None, None, :]
-        gram = torch.where(padded, torch.eye(gram.shape[-1]).to(gram), gram)
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        gram = torch.where(padded, eye, gram)
     inverse = None
-    if ridge is not None and backend.regularized_inverse:
+    if ridge is not None and backend.regularized_inverse is not None:
         inverse = backend.regularized_inverse(gram, ridge)
     if inverse is None:
         inverse = pinv(gram)

@@ -7,6 +7,7 @@ from softattn.pinv.functions import (
     newton_pinv,
     newton_pinv_ex,
     resolve_pinv,
+    ridge_of,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "newton_pinv",
     "newton_pinv_ex",
     "resolve_pinv",
+    "ridge_of",
 ]

@@ -146,18 +146,6 @@ class NewtonPinv(nn.Module):
             impl=self.impl,
         )
 
-    @property
-    def regularization(self) -> float | None:
-        """ε where the module gives (A + ε I)⁻¹ of a Gaussian Gram matrix, up to rounding.
-
-        None where it gives something else, and where it must be called: for its hooks, or because
-        it is of a subclass.
-        """
-        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
-        is_plain = type(self).forward is NewtonPinv.forward and not hooks
-        converges = self.method == "minimax" and self.iterations is None
-        return self.ridge if is_plain and converges else None
-
     def extra_repr(self) -> str:
         """The options that are in force."""
         iterations = "" if self.iterations is None else f", iterations={self.iterations}"
@@ -186,6 +174,32 @@ def resolve_pinv(
             f"got {pinv.__name__ if isinstance(pinv, type) else type(pinv).__name__}"
         )
     return pinv
+
+
+def ridge_of(pinv: Callable[[Tensor], Tensor], impl: str) -> float | None:
+    """ε where ``pinv`` gives (A + ε I)⁻¹ of a Gaussian Gram matrix, and need not be called for it.
+
+    Args:
+        pinv: the inverse of a call.
+        impl: what the call runs on, ``"eager"`` or ``"triton"``.
+
+    Returns:
+        None where ``pinv`` gives something else, and where it must be called: because it is of a
+        subclass, has hooks, or asks for another implementation.
+    """
+    if type(pinv) is not NewtonPinv or "forward" in vars(pinv) or _has_hooks(pinv):
+        return None
+    converges = pinv.method == "minimax" and pinv.iterations is None
+    return pinv.ridge if converges and pinv.impl in ("auto", impl) else None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than calling its ``forward``."""
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    return any(
+        getattr(module, f"_{kind}_hooks") or getattr(nn.modules.module, f"_global_{kind}_hooks")
+        for kind in kinds
+    )
 
 
 def _check(method: str, ridge: float, iterations: int | None) -> None:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from support.strategies import normal, seeds
 from torch.autograd import gradcheck, gradgradcheck
 
-from softattn import NewtonPinv, gaussian_kernel
+from softattn import NewtonPinv, gaussian_kernel, softmax_free_attention
 from softattn.backends import nystrom
 from softattn.backends.backend import EAGER
 from softattn.eager import regularized_inverse
-from softattn.pinv import resolve_pinv
+from softattn.pinv import resolve_pinv, ridge_of
 
 RIDGE = 0.01
 
@@ -84,7 +84,60 @@ def test_a_ridge_within_rounding_is_left_to_newton_s_steps():
     assert regularized_inverse(gram.double(), 1e-6) is not None
 
 
-def test_calls_use_it_for_a_converged_inverse_alone():
+class Doubled(NewtonPinv):
+    def forward(self, a):
+        return 2 * super().forward(a)
+
+
+def with_a_hook(register: str) -> NewtonPinv:
+    pinv = NewtonPinv("minimax", ridge=RIDGE)
+    getattr(pinv, register)(lambda *_: None)
+    return pinv
+
+
+def with_its_own_forward() -> NewtonPinv:
+    pinv = NewtonPinv("minimax", ridge=RIDGE)
+    pinv.forward = torch.linalg.inv
+    return pinv
+
+
+class Learned(torch.nn.Module):
+    """A module with a ridge of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.ridge = self.regularization = torch.nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, a):
+        return torch.linalg.inv(a + self.ridge * torch.eye(a.shape[-1]))
+
+
+@pytest.mark.parametrize(
+    ("pinv", "ridge"),
+    [
+        (resolve_pinv(None), RIDGE),
+        (resolve_pinv("minimax", "eager"), RIDGE),
+        (NewtonPinv("minimax", ridge=0.5), 0.5),
+        (NewtonPinv("minimax", ridge=RIDGE, impl="triton"), None),
+        (NewtonPinv("minimax", ridge=RIDGE, iterations=3), None),
+        (NewtonPinv("soft", ridge=RIDGE), None),
+        (NewtonPinv("transpose"), None),
+        (Doubled("minimax", ridge=RIDGE), None),
+        (with_a_hook("register_forward_hook"), None),
+        (with_a_hook("register_forward_pre_hook"), None),
+        (with_a_hook("register_full_backward_hook"), None),
+        (with_a_hook("register_full_backward_pre_hook"), None),
+        (with_its_own_forward(), None),
+        (Learned(), None),
+        (torch.linalg.inv, None),
+    ],
+    ids=str,
+)
+def test_it_stands_for_the_converged_inverse_alone(pinv, ridge):
+    assert ridge_of(pinv, "eager") == ridge
+
+
+def test_calls_use_it():
     landmarks = normal(1, 2, 5, 3, seed=5)
     asked = []
 
@@ -92,20 +145,28 @@ def test_calls_use_it_for_a_converged_inverse_alone():
         asked.append(ridge)
         return regularized_inverse(gram, ridge)
 
-    backend = replace(EAGER, regularized_inverse=recorded)
-    for pinv in (
-        resolve_pinv(None, "auto"),
-        resolve_pinv("minimax", "eager"),
-        NewtonPinv("minimax", ridge=RIDGE, iterations=3),
-        NewtonPinv("soft", ridge=RIDGE),
-        torch.linalg.inv,
-    ):
+    for ridge in (RIDGE, None):
         nystrom.middle_factor(
-            backend,
+            replace(EAGER, regularized_inverse=recorded),
             landmarks,
             normalization="token",
-            pinv=pinv,
+            pinv=resolve_pinv(None),
+            ridge=ridge,
             scale=0.5,
             landmark_padding_mask=None,
         )
-    assert asked == [RIDGE, RIDGE]
+    assert asked == [RIDGE]
+
+
+def test_a_module_of_the_user_is_called():
+    tokens, pinv = normal(1, 2, 9, 3, seed=6).float(), Learned()
+    softmax_free_attention(tokens, None, tokens, tokens[:, :, :4], pinv=pinv).sum().backward()
+    assert pinv.ridge.grad != 0
+
+
+def test_an_inverse_on_triton_is_refused_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    tokens = normal(1, 2, 9, 3, seed=7).float()
+    pinv = NewtonPinv("minimax", ridge=RIDGE, impl="triton")
+    with pytest.raises(ValueError, match="impl='triton' was asked for"):
+        softmax_free_attention(tokens, None, tokens, tokens[:, :, :4], pinv=pinv)

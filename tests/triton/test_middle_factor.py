@@ -12,7 +12,7 @@ from support.strategies import normal, padding_masks, seeds, spreads
 from softattn import NewtonPinv, softmax_free_attention
 from softattn.backends import nystrom
 from softattn.backends.backend import EAGER, TRITON
-from softattn.pinv import resolve_pinv
+from softattn.pinv import ridge_of
 from softattn.triton.middle_factor import MOST_LANDMARKS
 
 pytestmark = pytest.mark.usefixtures("kernel_tiles", "poisoned_memory")
@@ -21,13 +21,15 @@ few = settings(max_examples=max(settings.default.max_examples // 6, 1))
 SCALE, RIDGE = 0.5, 0.01
 
 
-def middle_factor(backend, landmarks, mask=None, *, normalization="none"):
+def middle_factor(backend, landmarks, mask=None, *, normalization="none", impl="auto"):
     """The landmarks and the factor as ``backend`` gives them to a call."""
+    pinv = NewtonPinv("minimax", ridge=RIDGE, impl=impl)
     return nystrom.middle_factor(
         backend,
         landmarks,
         normalization=normalization,
-        pinv=NewtonPinv("minimax", ridge=RIDGE, impl="auto"),
+        pinv=pinv,
+        ridge=ridge_of(pinv, backend.name),
         scale=SCALE,
         landmark_padding_mask=mask,
     )
@@ -132,27 +134,6 @@ def test_strides_do_not_matter(device):
 class TestRegularization:
     """Which inverses the kernel stands for."""
 
-    def test_of_the_default(self):
-        assert resolve_pinv(None).regularization == 0.01
-        assert resolve_pinv("minimax").regularization == 0.01
-        assert NewtonPinv("minimax", ridge=0.5).regularization == 0.5
-
-    def test_of_others_is_none(self):
-        class Doubled(NewtonPinv):
-            def forward(self, a):
-                return 2 * super().forward(a)
-
-        hooked = NewtonPinv("minimax", ridge=0.01)
-        hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
-        for pinv in (
-            NewtonPinv("transpose"),
-            NewtonPinv("soft", ridge=0.01),
-            NewtonPinv("minimax", ridge=0.01, iterations=3),
-            Doubled("minimax", ridge=0.01),
-            hooked,
-        ):
-            assert pinv.regularization is None
-
     def test_an_eager_inverse_is_called(self, device):
         def refuse(*args, **options):
             raise AssertionError("the kernel was asked")
@@ -161,9 +142,7 @@ class TestRegularization:
         landmarks = normal(1, 2, 5, 3, seed=0).to(device, torch.float32)
 
         def factor(backend, impl):
-            pinv = NewtonPinv("minimax", ridge=RIDGE, impl=impl)
-            options = {"normalization": "none", "scale": SCALE, "landmark_padding_mask": None}
-            return nystrom.middle_factor(backend, landmarks, pinv=pinv, **options)[1]
+            return middle_factor(backend, landmarks, impl=impl)[1]
 
         torch.testing.assert_close(
             factor(backend, "eager"), factor(TRITON, "auto"), rtol=1e-3, atol=1e-4
