@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softattn.backends.backend import EAGER
-from softattn.backends.content_order import content_order, permuted
+from softattn.backends.content_order import content_order, order_of_rows, permuted
 from softattn.backends.nystrom import middle_factor
 from softattn.common.centering import median_token
 from softattn.common.identity import without_repetition
@@ -215,13 +215,13 @@ def _near_field(
 ) -> tuple[Tensor, Tensor]:
     """The entries of R in each row times ``ones``, and their columns: (batch, heads, n, run)."""
     x = tokens.to(p.dtype) - median_token(landmarks.detach()).to(p.dtype)
-    inverse = inverse_permutation(order)
-    x, p, ones = (permuted(each, order, inverse) for each in (x, p, ones))
+    rows, inverse = order_of_rows(order)
+    x, p, ones = (permuted(each, rows, inverse) for each in (x, p, ones))
     near = NearField(x, p, matmul(p, middle), ones, run, scale)
     entries = near.remainder * near.columns.mT
     # Columns that the last run lacks are 0, and so are their entries.
     columns = near.in_runs(order.unsqueeze(-1)).mT.expand_as(entries)
     return (
-        permuted(near.in_rows(entries), inverse, order),
-        permuted(near.in_rows(columns), inverse, order),
+        permuted(near.in_rows(entries), inverse, rows),
+        permuted(near.in_rows(columns), inverse, rows),
     )

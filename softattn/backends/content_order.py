@@ -58,17 +58,22 @@ def content_order(
     return _ascending(ranks.gather(-1, nearest) * tokens.shape[-2] + places)
 
 
+def order_of_rows(order: Tensor) -> tuple[Tensor, Tensor]:
+    """An order (batch, heads, n) and its inverse as orders of all rows, (batch · heads · n)."""
+    n = order.shape[-1]
+    return rows_of_pairs(order, n), rows_of_pairs(inverse_permutation(order), n)
+
+
 def permuted(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Tokens in another order; ``permuted(result, inverse, order)`` puts them back.
 
     Args:
         tokens: (batch, heads, n, d).
-        order: (batch, heads, n), which token comes in each place.
-        inverse: (batch, heads, n), the place of each token. The gradient is put back with it, where
+        order: (batch · heads · n), which row comes in each place, within each head.
+        inverse: (batch · heads · n), the place of each row. The gradient is put back with it, where
             that of PyTorch's indexing would add up rows one by one.
     """
-    places = [rows_of_pairs(each, tokens.shape[-2]) for each in (order, inverse)]
-    rows: Tensor = apply(_Permuted, tokens.reshape(-1, tokens.shape[-1]), *places)
+    rows: Tensor = apply(_Permuted, tokens.flatten(0, 2), order, inverse)
     return rows.view(tokens.shape)
 
 

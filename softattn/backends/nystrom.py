@@ -8,11 +8,12 @@ from torch import Tensor
 from softattn.backends.backend import Backend
 from softattn.backends.content_order import (
     content_order,
+    order_of_rows,
     padding_in_order,
     permuted,
 )
 from softattn.common.key_weights import softmax_query_and_weights
-from softattn.common.padding import gather_padding, inverse_permutation
+from softattn.common.padding import gather_padding
 from softattn.common.quotient import QUOTIENTS
 
 
@@ -92,7 +93,7 @@ def landmark_attention(
     if near_field > 1:
         # Runs of a near field are tokens that follow each other.
         order = content_order(backend, query, landmarks, key_padding_mask, landmark_padding_mask)
-        orders = order, inverse_permutation(order)
+        orders = order_of_rows(order)
         query, value = permuted(query, *orders), permuted(value, *orders)
         key_padding_mask = padding_in_order(key_padding_mask)
     weights = None
