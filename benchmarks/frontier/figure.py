@@ -24,7 +24,7 @@ def _panel(name: str, points: list[Point], panel: Axes) -> None:
     panel.set(xscale="log", yscale="log", xlabel="ms of a forward pass")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
     percent_ticks(panel)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_formatter(NullFormatter())
