@@ -131,7 +131,7 @@ def _sums(
     )
 
 
-def _answer(
+def _output(
     inputs: _Inputs, *, quotient: bool = False, diagonal: bool = False, weights: bool = False
 ) -> object:
     from softattn.kernels import Diagonal, landmarks_to_tokens
@@ -148,7 +148,7 @@ def _answer(
     )
 
 
-def _exact_answer(inputs: _Inputs, *, normalize: bool) -> object:
+def _exact_output(inputs: _Inputs, *, normalize: bool) -> object:
     from softattn.kernels import landmarks_to_tokens
 
     return landmarks_to_tokens(
@@ -390,14 +390,14 @@ VARIANTS: dict[str, Callable[[_Inputs], object]] = {
     "sums with ones": lambda i: _sums(i, ones=True),
     "sums with weights": lambda i: _sums(i, ones=True, weights=True),
     "sums, exact": lambda i: _sums(i, exact=True),
-    "answer": _answer,
-    "answer, quotient": lambda i: _answer(i, quotient=True),
-    "answer, diagonal": lambda i: _answer(i, quotient=True, diagonal=True),
-    "answer, diagonal and weights": lambda i: _answer(
+    "output": _output,
+    "output, quotient": lambda i: _output(i, quotient=True),
+    "output, diagonal": lambda i: _output(i, quotient=True, diagonal=True),
+    "output, diagonal and weights": lambda i: _output(
         i, quotient=True, diagonal=True, weights=True
     ),
-    "answer, exact": lambda i: _exact_answer(i, normalize=False),
-    "answer, exact normalized": lambda i: _exact_answer(i, normalize=True),
+    "output, exact": lambda i: _exact_output(i, normalize=False),
+    "output, exact normalized": lambda i: _exact_output(i, normalize=True),
     "quotient gradient": lambda i: _quotient(i, diagonal=False),
     "quotient gradient, diagonal": lambda i: _quotient(i, diagonal=True),
     "quotient gradient, diagonal and weights": lambda i: _quotient(i, diagonal=True, weights=True),

@@ -21,9 +21,9 @@ CASES = tuple(
     for features, dtype in ((64, "bfloat16"), (128, "bfloat16"), (256, "bfloat16"), (64, "float32"))
     for variant in (
         "sums",
-        "answer",
-        "answer, diagonal",
-        "answer, exact normalized",
+        "output",
+        "output, diagonal",
+        "output, exact normalized",
         "quotient gradient, diagonal",
         "gradient",
         "gradient, diagonal",

@@ -44,7 +44,7 @@ def test_tiles_are_compared_with_the_smallest(monkeypatch):
     from softattn.kernels import configurations
 
     def fault():
-        case = cases.Case("answer, quotient", 16, 16)
+        case = cases.Case("output, quotient", 16, 16)
         return trial.fault(case, (32, 16, 4, 1), device="cpu", tokens=100)
 
     assert fault() is None
@@ -52,9 +52,9 @@ def test_tiles_are_compared_with_the_smallest(monkeypatch):
     def tokens_of_tile(_):
         return torch.tensor(float(configurations.choose().tokens))
 
-    monkeypatch.setitem(cases.VARIANTS, "answer, quotient", tokens_of_tile)
+    monkeypatch.setitem(cases.VARIANTS, "output, quotient", tokens_of_tile)
     assert fault() == "differs by 1 of the largest entry"
-    monkeypatch.setitem(cases.VARIANTS, "answer, quotient", lambda _: 1 / 0)
+    monkeypatch.setitem(cases.VARIANTS, "output, quotient", lambda _: 1 / 0)
     assert fault() == "ZeroDivisionError: division by zero"
 
 

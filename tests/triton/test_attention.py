@@ -28,11 +28,11 @@ def triton_problems(**options):
 
 
 def answer_and_gradients_of(problem, attention, **options):
-    """The answer, and gradients of a random projection of it in all of the problem's tensors."""
+    """The output, and gradients of a random projection of it in all of the problem's tensors."""
     problem = problem.map(lambda t: t.detach().requires_grad_())
-    answer = problem.solve(attention, **options)
-    weights = normal(*answer.shape, seed=5).to(answer)
-    return answer, *torch.autograd.grad((answer * weights).sum(), problem.tensors())
+    output = problem.solve(attention, **options)
+    weights = normal(*output.shape, seed=5).to(output)
+    return output, *torch.autograd.grad((output * weights).sum(), problem.tensors())
 
 
 def gradients_of(problem, attention, **options):
@@ -47,10 +47,10 @@ def test_memory_is_poisoned():
 @given(problem=triton_problems())
 def test_answer_is_within_budget(device, problem):
     assume(denominators_stay_off_the_floor(problem))
-    answer = problem.map(lambda t: t.to(device)).solve(softmax_free_attention, impl="triton")
+    output = problem.map(lambda t: t.to(device)).solve(softmax_free_attention, impl="triton")
     filled = problem.value.numel() and problem.query.numel()
     assert_within_budget(
-        answer.cpu(),
+        output.cpu(),
         problem.truth(),
         baseline=problem.plain(),
         magnitude=problem.magnitude().amax() * (1 + problem.spread() ** 2) if filled else 1,
@@ -93,7 +93,7 @@ def test_padding_is_never_read(device, problem, data):
     hidden = mask[:, None, :, None]
     is_self = problem.key is None
 
-    def answer_and_gradients(filling):
+    def output_and_gradients(filling):
         def fill(t):
             return t.masked_fill(hidden, filling)
 
@@ -103,23 +103,23 @@ def test_padding_is_never_read(device, problem, data):
             key=None if is_self else fill(problem.key),
             value=fill(problem.value),
         ).map(lambda t: t.to(device).requires_grad_())
-        answer = filled.solve(
+        output = filled.solve(
             softmax_free_attention, key_padding_mask=mask.to(device), impl="triton"
         )
-        return answer, *torch.autograd.grad(answer.sum(), filled.tensors())
+        return output, *torch.autograd.grad(output.sum(), filled.tensors())
 
-    answer, *gradients = with_nan = answer_and_gradients(float("nan"))
-    for of_nan, of_number in zip(with_nan, answer_and_gradients(100.0), strict=True):
+    output, *gradients = with_nan = output_and_gradients(float("nan"))
+    for of_nan, of_number in zip(with_nan, output_and_gradients(100.0), strict=True):
         torch.testing.assert_close(of_nan, of_number, **EXACT)
     for of_padding in (gradients[0 if is_self else 1], gradients[1 if is_self else 2]):
         assert (of_padding.cpu().masked_select(hidden) == 0).all()
     if is_self:
-        assert (answer.cpu().masked_select(hidden) == 0).all()
+        assert (output.cpu().masked_select(hidden) == 0).all()
 
 
 @few
 @given(problem=triton_problems(), data=st.data())
-def test_padded_sample_answers_as_unpadded(device, problem, data):
+def test_a_padded_sample_gives_what_it_gives_alone(device, problem, data):
     mask = data.draw(padding_masks(1, problem.keys.shape[2]))
     first = problem.map(lambda t: t[:1].to(device))
     kept = (~mask[0]).to(device)
@@ -131,13 +131,13 @@ def test_padded_sample_answers_as_unpadded(device, problem, data):
         value=first.value[:, :, kept],
     )
     assume(denominators_stay_off_the_floor(without.map(torch.Tensor.cpu)))
-    answer = padded[:, :, kept] if first.key is None else padded
+    output = padded[:, :, kept] if first.key is None else padded
     alone = without.map(torch.Tensor.cpu)
     assert_within_budget(
-        answer.cpu(),
+        output.cpu(),
         alone.truth(),
         baseline=alone.plain(),
-        magnitude=alone.magnitude().amax() * (1 + alone.spread() ** 2) if answer.numel() else 1,
+        magnitude=alone.magnitude().amax() * (1 + alone.spread() ** 2) if output.numel() else 1,
     )
 
 
@@ -148,12 +148,12 @@ def test_padded_landmarks_are_as_if_not_there(device, problem, data):
     first = problem.map(lambda t: t[:1].to(device))
     hidden = mask[:, None, :, None].to(device)
     nan = replace(first, landmarks=first.landmarks.masked_fill(hidden, float("nan")))
-    answer = nan.solve(softmax_free_attention, landmark_padding_mask=mask.to(device), impl="triton")
+    output = nan.solve(softmax_free_attention, landmark_padding_mask=mask.to(device), impl="triton")
     alone = replace(problem.map(lambda t: t[:1]), landmarks=problem.landmarks[:1, :, ~mask[0]])
     assume(denominators_stay_off_the_floor(alone))
-    filled = answer.numel() and alone.landmarks.numel()
+    filled = output.numel() and alone.landmarks.numel()
     assert_within_budget(
-        answer.cpu(),
+        output.cpu(),
         alone.truth(),
         baseline=alone.plain(),
         magnitude=alone.magnitude().amax() * (1 + alone.spread() ** 2) if filled else 1,
@@ -168,11 +168,11 @@ def test_other_samples_and_heads_leave_an_answer_bit_identical(device, problem, 
         changed[0, 0] = t[0, 0]
         return changed
 
-    answer, mixed = (
+    output, mixed = (
         p.map(lambda t: t.to(device)).solve(softmax_free_attention, impl="triton")
         for p in (problem, problem.map(other))
     )
-    torch.testing.assert_close(mixed[0, 0], answer[0, 0], **EXACT)
+    torch.testing.assert_close(mixed[0, 0], output[0, 0], **EXACT)
 
 
 @few
@@ -182,10 +182,10 @@ def test_nan_stays_in_its_sample(device, problem, seed):
     clean = problem.map(lambda t: t.to(device))
     poisoned = clean.map(torch.clone)
     poisoned.query[0, :, 0] = float("nan")
-    answer = poisoned.solve(softmax_free_attention, impl="triton")
+    output = poisoned.solve(softmax_free_attention, impl="triton")
     expected = clean.solve(softmax_free_attention, impl="triton")
-    torch.testing.assert_close(answer[1:], expected[1:], **EXACT)
-    assert answer[0, :, 0].isnan().all()
+    torch.testing.assert_close(output[1:], expected[1:], **EXACT)
+    assert output[0, :, 0].isnan().all()
 
 
 @few
@@ -261,16 +261,16 @@ def test_gradient_strides_do_not_matter(device, dtype, crossed):
     value = normal(2, 2, 20, 5, seed=2).to(device, dtype).requires_grad_()
     landmarks = normal(2, 2, 7, 5, seed=3).to(device, dtype).requires_grad_()
     inputs = [t for t in (query, key, value, landmarks) if t is not None]
-    answer = softmax_free_attention(
+    output = softmax_free_attention(
         query, key, value, landmarks, normalization="token", impl="triton"
     )
-    weights = normal(*answer.shape, seed=4).to(answer)
+    weights = normal(*output.shape, seed=4).to(output)
     for grad in (weights, torch.ones_like(weights[..., :1]).expand_as(weights)):
         scattered = grad.mT.contiguous().mT
-        expected = torch.autograd.grad(answer, inputs, grad.contiguous(), retain_graph=True)
+        expected = torch.autograd.grad(output, inputs, grad.contiguous(), retain_graph=True)
         for g in (grad, scattered):
             for a, b in zip(
-                torch.autograd.grad(answer, inputs, g, retain_graph=True), expected, strict=True
+                torch.autograd.grad(output, inputs, g, retain_graph=True), expected, strict=True
             ):
                 torch.testing.assert_close(a, b, **EXACT)
 
@@ -281,14 +281,14 @@ def test_few_tokens_or_landmarks(device, normalization, n, m):
     tokens = normal(2, 1, n, 3, seed=0).to(device, torch.float32).requires_grad_()
     value = normal(2, 1, n, 4, seed=1).to(device, torch.float32)
     landmarks = normal(2, 1, m, 3, seed=2).to(device, torch.float32)
-    answer, eager = (
+    output, eager = (
         softmax_free_attention(
             tokens, None, value, landmarks, normalization=normalization, impl=impl
         )
         for impl in ("triton", "eager")
     )
-    torch.testing.assert_close(answer, eager)
-    expected, actual = (torch.autograd.grad(o.sum(), tokens)[0] for o in (eager, answer))
+    torch.testing.assert_close(output, eager)
+    expected, actual = (torch.autograd.grad(o.sum(), tokens)[0] for o in (eager, output))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -301,20 +301,20 @@ def test_wide_heads_and_many_landmarks(device, normalization, d, d_v, m):
     value = normal(1, 1, 40, d_v, seed=1).to(device, torch.float32)
     landmarks = normal(1, 1, m, d, seed=2, spread=spread).to(device, torch.float32)
 
-    def answer_and_gradients(impl, *inputs, pinv=None):
+    def output_and_gradients(impl, *inputs, pinv=None):
         inputs = [t.detach().requires_grad_() for t in inputs]
         query, value, landmarks = inputs
-        answer = softmax_free_attention(
+        output = softmax_free_attention(
             query, None, value, landmarks, normalization=normalization, pinv=pinv, impl=impl
         )
-        # Weights that do not pass the answer's error on to the gradients.
-        weights = normal(*answer.shape, seed=5).to(answer)
-        return answer, *torch.autograd.grad((answer * weights).sum(), inputs)
+        # Weights that do not pass the output's error on to the gradients.
+        weights = normal(*output.shape, seed=5).to(output)
+        return output, *torch.autograd.grad((output * weights).sum(), inputs)
 
     inputs = (tokens, value, landmarks)
-    actual = answer_and_gradients("triton", *inputs)
-    plain = answer_and_gradients("eager", *inputs, pinv=by_newton)
-    truth = answer_and_gradients("eager", *(t.double() for t in inputs))
+    actual = output_and_gradients("triton", *inputs)
+    plain = output_and_gradients("eager", *inputs, pinv=by_newton)
+    truth = output_and_gradients("eager", *(t.double() for t in inputs))
     for a, t, p in zip(actual, truth, plain, strict=True):
         assert_within_budget(
             a.cpu(), t.detach().cpu(), baseline=p.cpu(), magnitude=100 * t.abs().amax().cpu()
@@ -336,15 +336,15 @@ def test_samples_more_than_2_31_elements_apart(device, tmp_path):
     near = [normal(2, 1, 20, 4, seed=seed).to(device, torch.float16) for seed in range(3)]
     far = [far_apart(t, name) for t, name in zip(near, ("x", "v", "g"), strict=True)]
 
-    def answer_and_gradients(tokens, value, grad):
+    def output_and_gradients(tokens, value, grad):
         inputs = [tokens.detach().requires_grad_(), value.detach().requires_grad_()]
         landmarks = near[0][:, :, :5].contiguous()
-        answer = softmax_free_attention(
+        output = softmax_free_attention(
             inputs[0], None, inputs[1], landmarks, normalization="token", impl="triton"
         )
-        return answer, *torch.autograd.grad(answer, inputs, grad)
+        return output, *torch.autograd.grad(output, inputs, grad)
 
-    for a, b in zip(answer_and_gradients(*far), answer_and_gradients(*near), strict=True):
+    for a, b in zip(output_and_gradients(*far), output_and_gradients(*near), strict=True):
         torch.testing.assert_close(a, b, **EXACT)
 
 
@@ -372,14 +372,14 @@ def test_exact_attention_is_within_budget(device, problem, normalize, data):
     is_self = problem.key is None
     hidden = mask[:, None, :, None] if is_self else mask.all(-1)[:, None, None, None]
 
-    def answer_and_gradients(attention, problem, **options):
+    def output_and_gradients(attention, problem, **options):
         inputs = [
             t.detach().requires_grad_()
             for t in (problem.query, problem.key, problem.value)
             if t is not None
         ]
         query, key = inputs[0], None if is_self else inputs[1]
-        answer = attention(
+        output = attention(
             query,
             key,
             inputs[-1],
@@ -388,19 +388,19 @@ def test_exact_attention_is_within_budget(device, problem, normalize, data):
             key_padding_mask=mask.to(query.device),
             **options,
         )
-        answer = answer.masked_fill(hidden.to(query.device), 0)
-        weights = normal(*answer.shape, seed=5).to(answer)
-        return answer, *torch.autograd.grad((answer * weights).sum(), inputs)
+        output = output.masked_fill(hidden.to(query.device), 0)
+        weights = normal(*output.shape, seed=5).to(output)
+        return output, *torch.autograd.grad((output * weights).sum(), inputs)
 
     def oracle(query, key, value, **options):
         return reference.gaussian_attention(query, query if key is None else key, value, **options)
 
     wide = torch.promote_types(problem.query.dtype, torch.float32)
-    actual = answer_and_gradients(
+    actual = output_and_gradients(
         softattn.gaussian_attention, problem.map(lambda t: t.to(device)), impl="triton"
     )
-    truth = answer_and_gradients(oracle, problem.to(torch.float64))
-    plain = answer_and_gradients(oracle, problem.to(wide))
+    truth = output_and_gradients(oracle, problem.to(torch.float64))
+    plain = output_and_gradients(oracle, problem.to(wide))
     assume(all(t.isfinite().all() for t in (*plain, *truth)))
     magnitude = problem.keys.shape[2] * (1 + problem.spread() ** 3)
     for a, t, p in zip(actual, truth, plain, strict=True):
@@ -411,8 +411,8 @@ def test_normalised_row_of_a_query_far_from_all_keys_is_the_nearest_key(device):
     query = torch.tensor([[[[1e3, 0.0]]]], device=device)
     key = torch.tensor([[[[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]]]], device=device)
     value = torch.tensor([[[[1.0], [2.0], [3.0]]]], device=device)
-    answer = softattn.gaussian_attention(query, key, value, normalize=True, impl="triton")
-    torch.testing.assert_close(answer.cpu(), torch.tensor([[[[2.0]]]]))
+    output = softattn.gaussian_attention(query, key, value, normalize=True, impl="triton")
+    torch.testing.assert_close(output.cpu(), torch.tensor([[[[2.0]]]]))
 
 
 @few

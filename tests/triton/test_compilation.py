@@ -32,12 +32,12 @@ pytestmark = pytest.mark.needs_newer_torch
 VARIANTS_OF = {
     "tokens_to_landmarks": ("sums with weights", "sums with ones", "sums, exact", "sums"),
     "landmarks_to_tokens": (
-        "answer, quotient",
-        "answer, exact normalized",
-        "answer, exact",
-        "answer",
+        "output, quotient",
+        "output, exact normalized",
+        "output, exact",
+        "output",
     ),
-    "landmarks_to_tokens_diagonal": ("answer, diagonal and weights", "answer, diagonal"),
+    "landmarks_to_tokens_diagonal": ("output, diagonal and weights", "output, diagonal"),
     "quotient_gradient": ("quotient gradient",),
     "quotient_gradient_diagonal": (
         "quotient gradient, diagonal and weights",
@@ -132,7 +132,7 @@ def compilations():
                     )
     for variant in OTHER_VARIANTS:
         yield from ((Case(variant, 64, 64, "bfloat16", True), target) for target in TARGETS)
-    for variant in ("sums", "answer", "gradient"):
+    for variant in ("sums", "output", "gradient"):
         yield from ((Case(variant, 32, 49, "float16"), target) for target in TARGETS)
 
 
@@ -147,8 +147,8 @@ MOST_STACK = {
     # Strides that are arguments, not constants, take the registers.
     ("sums with weights", "bfloat16", 64): 16,
     ("quotient gradient, diagonal and weights", "bfloat16", 64): 16,
-    ("answer, diagonal and weights", "float32", 64): 16,
-    ("answer, quotient", "bfloat16", 128): 32,
+    ("output, diagonal and weights", "float32", 64): 16,
+    ("output, quotient", "bfloat16", 128): 32,
     ("gradient, diagonal and weights", "float32", 64): 512,
     ("token_gradient", "float32", 64): 384,
     ("token_gradient", "float32", 128): 1280,
@@ -235,7 +235,7 @@ def test_compiles_for_target(case, target, compiled):
 
 def test_lengths_compile_nothing_anew():
     of_attention = (
-        *("sums with weights", "answer, diagonal and weights"),
+        *("sums with weights", "output, diagonal and weights"),
         *("quotient gradient, diagonal and weights", "gradient, diagonal and weights"),
         *("middle factor", "middle factor gradient", "weights, token", "weights gradient, token"),
         *("near field", "near field gradient", "key weights", "small sums"),

@@ -24,12 +24,12 @@ def test_tokens_beyond_2_31_elements(device, normalization):
     results = []
     for impl in ("triton", "eager"):
         tokens.requires_grad_(True).grad = None
-        answer = softmax_free_attention(
+        output = softmax_free_attention(
             tokens, None, value, landmarks, normalization=normalization, impl=impl
         )
-        answer[:, :, last].float().square().sum().backward()
-        results.append((answer.detach()[:, :, last].float(), tokens.grad[:, :, last].float()))
-        del answer
+        output[:, :, last].float().square().sum().backward()
+        results.append((output.detach()[:, :, last].float(), tokens.grad[:, :, last].float()))
+        del output
     for triton, eager in zip(*results, strict=True):
         assert (triton - eager).abs().amax() <= 0.02 * eager.abs().amax()
 
@@ -60,10 +60,10 @@ def test_full_size_layer_is_the_same_at_every_run(device):
     first = None
     for _ in range(200):
         inputs = [t.detach().requires_grad_() for t in (tokens, value, landmarks)]
-        answer = softmax_free_attention(
+        output = softmax_free_attention(
             inputs[0], None, inputs[1], inputs[2], normalization="token", impl="triton"
         )
-        run = (answer.detach(), *torch.autograd.grad(answer, inputs, grad))
+        run = (output.detach(), *torch.autograd.grad(output, inputs, grad))
         first = first or run
         for before, again in zip(first, run, strict=True):
             assert torch.equal(before, again)

@@ -119,23 +119,23 @@ def test_layer_compiles_whole(device, normalization, padded):
         options["key_padding_mask"] = padding
     results = []
     for module in (layer, torch.compile(layer, fullgraph=True)):
-        answer = module(x, **options)
-        gradients = torch.autograd.grad(answer.square().sum(), (x, *layer.parameters()))
-        results.append((answer, torch.cat([g.flatten() for g in gradients])))
+        output = module(x, **options)
+        gradients = torch.autograd.grad(output.square().sum(), (x, *layer.parameters()))
+        results.append((output, torch.cat([g.flatten() for g in gradients])))
     for eager, compiled in zip(*results, strict=True):
         assert_close(compiled, eager)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_layer_answers_as_eager(device, normalization):
+def test_layer_gives_what_eager_gives(device, normalization):
     layer = SoftmaxFreeAttention(16, 2, normalization=normalization, device=device)
     (x,) = tensors(device, (2, 4, 5, 16))
     results = []
     for impl in ("triton", "eager"):
         layer.impl = impl
-        answer = layer(x)
-        gradients = torch.autograd.grad(answer.square().sum(), (x, *layer.parameters()))
-        results.append((answer, torch.cat([g.flatten() for g in gradients])))
+        output = layer(x)
+        gradients = torch.autograd.grad(output.square().sum(), (x, *layer.parameters()))
+        results.append((output, torch.cat([g.flatten() for g in gradients])))
     for triton, eager in zip(*results, strict=True):
         assert_close(triton, eager)
 
@@ -200,11 +200,11 @@ def test_layer_under_autocast_is_close_to_float32(device, normalization):
     layer = SoftmaxFreeAttention(16, 2, normalization=normalization, impl="triton", device=device)
     (x,) = tensors(device, (2, 4, 5, 16))
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        answer = layer(x)
-    assert answer.dtype == torch.bfloat16
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
     expected = layer(x)
-    assert (answer - expected).abs().max() <= 0.05 * expected.abs().max()
-    answer.sum().backward()
+    assert (output - expected).abs().max() <= 0.05 * expected.abs().max()
+    output.sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -219,11 +219,11 @@ def test_hard_inputs_stay_finite(device, scale, dtype, normalization):
     for x in (tokens, alike, one_hot):
         x = x.clone().requires_grad_()
         landmarks = x[:, :, :5]
-        answer = softmax_free_attention(
+        output = softmax_free_attention(
             x, None, value, landmarks, normalization=normalization, impl="triton"
         )
-        answer.sum().backward()
-        assert answer.isfinite().all()
+        output.sum().backward()
+        assert output.isfinite().all()
         assert x.grad.isfinite().all()
 
 
