@@ -40,7 +40,7 @@ class AttentionFactors:
         middle: M, (batch, heads, m, m): A⁺, for ``"landmark"`` scaled on both sides.
         key_side: P_k, (batch, heads, n_k, m), for ``"softmax"`` times the weights of the keys.
         near_field: the entries of R in each row of ``"token"`` and ``"softmax"`` in self-attention,
-            (batch, heads, n, c) with c tokens in a near field, or None. With c = 1 they are the
+            (batch, heads, n, b) with b tokens in a near field, or None. With b = 1 they are the
             diagonal.
         near_tokens: the columns of these entries, likewise, int64.
         denominator: D of ``"token"`` and ``"softmax"``, (batch, heads, n_q), or None.

@@ -32,6 +32,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each network on digits")
     arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
 

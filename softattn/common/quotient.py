@@ -23,7 +23,7 @@ def restored_diagonal(approximated: Tensor) -> Tensor:
 
 
 def restored_block(exact: Tensor, approximated: Tensor) -> Tensor:
-    """``restored_diagonal`` for blocks (..., c, c) of the kernel: their exact entries less P A⁺ Pᵀ.
+    """``restored_diagonal`` for blocks (..., b, b) of the kernel: their exact entries less P A⁺ Pᵀ.
 
     What A⁺ leaves of the kernel is positive semidefinite with a diagonal of at most 1, so all its
     entries are within −1 and 1. Off the diagonal negative ones are right: to clamp them at 0 would
