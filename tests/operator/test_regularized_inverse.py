@@ -39,8 +39,8 @@ def test_it_is_the_inverse(outer, m, spread, dtype, seed):
     inverse = regularized_inverse(gram, RIDGE)
     assert inverse.dtype == dtype
     exact = torch.linalg.inv(regularized(gram.double()))
-    # The error of X is at most a few ε κ ‖X‖. Eigenvalues are between the ridge and m + ridge, which
-    # bounds κ by their ratio and ‖X‖ by 1 / ridge.
+    # The error of X is at most a few ε κ ‖X‖. Eigenvalues are between the ridge and m + ridge, so κ
+    # is at most their ratio, and ‖X‖ at most 1 / ridge.
     condition, norm = (m + RIDGE) / RIDGE, 1 / RIDGE
     torch.testing.assert_close(
         inverse.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps * condition * norm
