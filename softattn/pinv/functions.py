@@ -195,12 +195,11 @@ def ridge_of(pinv: Callable[[Tensor], Tensor], impl: str) -> float | None:
 
 def _has_hooks(module: nn.Module) -> bool:
     """Whether calling a module does more than calling its ``forward``."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or nn.modules.module._has_any_global_hook()
+    # torch's own question for global hooks is younger than the oldest torch that is declared.
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    return any(
+        getattr(module, f"_{kind}_hooks") or getattr(nn.modules.module, f"_global_{kind}_hooks")
+        for kind in kinds
     )
 
 
