@@ -318,8 +318,6 @@ def _middle_factor(inputs: _Inputs, *, normalized: bool) -> object:
         inputs.landmarks,
         rate=_RATE,
         ridge=0.01,
-        lower=1e-4,
-        steps=10,
         normalized=normalized,
         padding=inputs.key_padding(),
     )

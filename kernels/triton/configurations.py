@@ -149,9 +149,9 @@ FLOAT32: Table = {
         128: ((32, 32, 8, 1),),
     },
     "middle_factor": {
-        32: ((32, 32, 4, 1),),
-        64: ((32, 32, 8, 1),),
-        128: ((16, 16, 8, 1),),
+        32: ((32, 32, 1, 1),),
+        64: ((64, 64, 4, 1),),
+        128: ((128, 128, 8, 1),),
     },
     "middle_factor_gradient": {
         64: ((32, 32, 4, 1),),
@@ -172,7 +172,6 @@ HALF_ON_WARP_GROUPS: Table = {
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
     "newton": {64: ((64, 64, 4, 1),)},
-    "middle_factor": {64: ((64, 64, 4, 1),), 128: ((32, 32, 8, 1),)},
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {

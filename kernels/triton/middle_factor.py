@@ -1,4 +1,4 @@
-"""M between the landmarks: Gram block, ridge, Newton's iteration and D^-½, in one launch."""
+"""M between the landmarks: Gram block, ridge, inverse and D^-½, in one launch."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from softattn.kernels import configurations, devices, launching
 from softattn.kernels.arithmetic import load_rows, load_square, load_transposed, store_rows
 from softattn.kernels.launching import CHANGING, block_of, padding_argument, rows_argument
-from softattn.kernels.newton import newton_coefficients
 
 # The most landmarks that the table of tiles provides for.
 MOST_LANDMARKS = max(configurations.FLOAT32["middle_factor"])
@@ -34,61 +33,50 @@ def middle_factor(
     *,
     rate: float,
     ridge: float,
-    lower: float,
-    steps: int,
     normalized: bool,
     padding: Tensor | None = None,
 ) -> MiddleFactor:
     """M = (A + ε I)⁻¹ with A_ij = 2^(−rate ‖l_i − l_j‖²), or D^-½ (A + ε I)⁻¹ D^-½, D = diag(A 1).
 
-    The inverse is that of ``steps`` Newton steps from I / ‖A + ε I‖∞, see ``newton``.
-
     Args:
         landmarks: L, (batch, heads, m, d), m up to ``MOST_LANDMARKS``.
         rate: s log₂(e) / 2.
-        ridge: ε.
-        lower: the lower end of the interval that holds the spectrum of (A + ε I) / ‖A + ε I‖∞.
-        steps: how many.
+        ridge: ε, well above the rounding of A.
         normalized: whether to multiply by D^-½.
         padding: (batch, m), True at padded landmarks: their rows and columns of M are 0.
     """
     batch, heads, m, d = landmarks.shape
     device = devices.device_of(landmarks.device)
-    chosen = configurations.choose("middle_factor", m, m, m, torch.float32, device)
-    block = block_of(m)
-    tile = min(chosen.tokens, block)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, device=landmarks.device, dtype=dtype)
 
-    moved = empty(batch, heads, m, d, dtype=landmarks.dtype)
-    gram, middle = empty(batch, heads, m, m), empty(batch, heads, m, m)
+    result = MiddleFactor(
+        landmarks=empty(batch, heads, m, d, dtype=landmarks.dtype),
+        middle=empty(batch, heads, m, m),
+        gram=empty(batch, heads, m, m),
+    )
     launching.launch(
         _middle_factor,
         (batch * heads,),
         dict(
             **rows_argument("l", landmarks),
             padding_ptr=padding_argument(padding),
-            moved_ptr=moved,
-            gram_ptr=gram,
-            middle_ptr=middle,
-            buffer_ptr=None if tile == block else empty(2, batch, heads, m, m),
-            root_ptr=empty(batch, heads, m) if normalized else None,
+            moved_ptr=result.landmarks,
+            gram_ptr=result.gram,
+            middle_ptr=result.middle,
             m=m,
             heads=heads,
             rate=rate,
             ridge=ridge,
-            lower=lower,
-            steps=steps,
             D=d,
-            BLOCK=block,
+            BLOCK=block_of(m),
             BLOCK_D=block_of(d),
-            TILE=tile,
-            PRECISION=device.precision,
+            NORMALIZED=normalized,
         ),
-        chosen,
+        configurations.choose("middle_factor", m, m, m, torch.float32, device),
     )
-    return MiddleFactor(moved, middle, gram)
+    return result
 
 
 def middle_factor_gradient(
@@ -155,116 +143,71 @@ def middle_factor_gradient(
 @triton.jit(do_not_specialize=CHANGING)
 def _middle_factor(
     l_ptr, l_batch, l_head, l_row, padding_ptr,
-    # outputs, two buffers for V where it takes several tiles, and 1 / √D
-    moved_ptr, gram_ptr, middle_ptr, buffer_ptr, root_ptr,
+    # outputs
+    moved_ptr, gram_ptr, middle_ptr,
     # sizes
-    m, heads, rate, ridge, lower, steps,
-    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    m, heads, rate, ridge,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, NORMALIZED: tl.constexpr,
 ):  # fmt: skip
-    """M of one pair. Where TILE is BLOCK, A and V stay on the chip, else they are in the cache."""
+    """M of one pair, which stays in registers until it is inverted."""
     pair = tl.program_id(0).to(tl.int64)
     batch = pair // heads
     l_ptr += batch * l_batch + pair % heads * l_head
-    matrix = pair * m * m
-    whole = tl.arange(0, BLOCK)
-    part = tl.arange(0, TILE)
-    real = _real(padding_ptr, batch, whole, m)
+    landmark = tl.arange(0, BLOCK)
+    inside = landmark < m
+    real = _real(padding_ptr, batch, landmark, m)
     # [BLOCK, BLOCK_D]
-    l = load_rows(l_ptr, 0, whole, l_row, real, D, BLOCK_D)
+    l = load_rows(l_ptr, 0, landmark, l_row, real, D, BLOCK_D)
     if padding_ptr is not None:
         number = tl.maximum(tl.sum(real.to(tl.float32), 0), 1.0)
         mean = (tl.sum(l.to(tl.float32), 0) / number).to(l.dtype)
         l = tl.where(real[:, None], l, mean[None, :])
-    store_rows(moved_ptr, pair * m, whole, D, l, whole < m, D, BLOCK_D)
+    store_rows(moved_ptr, pair * m, landmark, D, l, inside, D, BLOCK_D)
 
-    # A, its row sums, and the norm of A + ε I.
-    norm = 0.0
-    gram = tl.zeros([TILE, BLOCK], tl.float32)
-    for first in range(0, m, TILE):
-        row = first + part
-        row_real = _real(padding_ptr, batch, row, m)
-        distance = tl.zeros([TILE, BLOCK], tl.float32)
-        for feature in range(D):
-            # [TILE], [BLOCK]
-            x = tl.load(l_ptr + row * l_row + feature, mask=row_real, other=0.0).to(tl.float32)
-            y = tl.load(l_ptr + whole * l_row + feature, mask=real, other=0.0).to(tl.float32)
-            difference = x[:, None] - y[None, :]
-            distance += difference * difference
-        same = row[:, None] == whole[None, :]
-        gram = tl.exp2(-rate * distance)
-        if padding_ptr is not None:
-            both = row_real[:, None] & real[None, :]
-            gram = tl.where(both, gram, tl.where(same, 1.0, 0.0))
-        inside = (row < m)[:, None] & (whole < m)[None, :]
-        gram = tl.where(inside, gram, 0.0)
-        tl.store(gram_ptr + matrix + row[:, None] * m + whole[None, :], gram, mask=inside)
-        sums = tl.sum(gram, 1)
-        # NaN comes into V with A.
-        norm = tl.maximum(norm, tl.max(tl.where(sums == sums, sums, 0.0)))
-        if root_ptr is not None:
-            root = tl.rsqrt(tl.where(row < m, sums, 1.0))
-            tl.store(root_ptr + pair * m + row, root, mask=row < m)
-    norm += ridge
+    # [BLOCK, BLOCK]
+    distance = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for feature in range(D):
+        x = tl.load(l_ptr + landmark * l_row + feature, mask=real, other=0.0).to(tl.float32)
+        difference = x[:, None] - x[None, :]
+        distance += difference * difference
+    gram = tl.exp2(-rate * distance)
+    same = landmark[:, None] == landmark[None, :]
+    both = real[:, None] & real[None, :]
+    # Padding has rows and columns of the identity.
+    gram = tl.where(both, gram, tl.where(same, 1.0, 0.0))
+    at = pair * m * m + landmark[:, None] * m + landmark[None, :]
+    stored = inside[:, None] & inside[None, :]
+    tl.store(gram_ptr + at, gram, mask=stored)
+    if NORMALIZED:
+        root = tl.rsqrt(tl.sum(gram, 1))
+    unit = 1 + ridge
+    middle = _inverse((gram + tl.where(same, ridge, 0.0)) / unit, m, ridge / unit) / unit
+    if NORMALIZED:
+        middle *= root[:, None] * root[None, :]
+    tl.store(middle_ptr + at, tl.where(both, middle, 0.0), mask=stored)
 
-    # The first step, from I / norm, needs no product.
-    keep, subtract, raised = newton_coefficients(lower)
-    some = steps > 0
-    keep = tl.where(some, keep, 1.0) / norm
-    subtract = tl.where(some, subtract, 0.0) / (norm * norm)
-    lower = tl.where(some, raised, lower)
-    if TILE == BLOCK:
-        # The only tile of A is still here.
-        diagonal = (part[:, None] == whole[None, :]) & (whole < m)[None, :]
-        a = gram + tl.where(diagonal, ridge, 0.0)
-        v = tl.where(diagonal, keep, 0.0) - subtract * a
-        for _ in range(1, steps):
-            keep, subtract, lower = newton_coefficients(lower)
-            va = tl.dot(v, a, input_precision=PRECISION)
-            v = keep * v - subtract * tl.dot(va, v, input_precision=PRECISION)
-        if root_ptr is not None:
-            tl.debug_barrier()
-        _store_middle(
-            middle_ptr + matrix, v * (2 / (1 + lower)), root_ptr, pair, part, real, whole, real, m,
-        )  # fmt: skip
-    else:
-        apart = tl.num_programs(0).to(tl.int64) * m * m
-        tl.debug_barrier()
-        for first in range(0, m, TILE):
-            row = first + part
-            a = _load_target(gram_ptr + matrix, row, whole, m, ridge)
-            same = (row[:, None] == whole[None, :]) & (row < m)[:, None]
-            v = tl.where(same, keep, 0.0) - subtract * a
-            inside = (row < m)[:, None] & (whole < m)[None, :]
-            tl.store(buffer_ptr + matrix + row[:, None] * m + whole[None, :], v, mask=inside)
-        for step in range(1, steps):
-            keep, subtract, lower = newton_coefficients(lower)
-            here_ptr = buffer_ptr + (step - 1) % 2 * apart + matrix
-            there_ptr = buffer_ptr + step % 2 * apart + matrix
-            tl.debug_barrier()
-            for first in range(0, m, TILE):
-                row = first + part
-                # [TILE, BLOCK]
-                v = load_square(here_ptr, row, whole, m)
-                vav = tl.zeros([TILE, BLOCK], tl.float32)
-                for k in range(0, m, TILE):
-                    # [BLOCK, TILE], [TILE, BLOCK]
-                    a_k = _load_target(gram_ptr + matrix, whole, k + part, m, ridge)
-                    v_k = load_square(here_ptr, k + part, whole, m)
-                    va = tl.dot(v, a_k, input_precision=PRECISION)
-                    vav += tl.dot(va, v_k, input_precision=PRECISION)
-                v = keep * v - subtract * vav
-                inside = (row < m)[:, None] & (whole < m)[None, :]
-                tl.store(there_ptr + row[:, None] * m + whole[None, :], v, mask=inside)
-        tl.debug_barrier()
-        last_ptr = buffer_ptr + tl.maximum(steps - 1, 0) % 2 * apart + matrix
-        for first in range(0, m, TILE):
-            row = first + part
-            v = load_square(last_ptr, row, whole, m) * (2 / (1 + lower))
-            _store_middle(
-                middle_ptr + matrix, v, root_ptr, pair, row, _real(padding_ptr, batch, row, m),
-                whole, real, m,
-            )  # fmt: skip
+
+@triton.jit
+def _inverse(a, m, least):
+    """The inverse of symmetric ``a``, [BLOCK, BLOCK], whose eigenvalues are at least ``least``.
+
+    Its diagonal is at most 1, and its rows and columns from m on are those of the identity.
+
+    By the sweep operator, Gauss and Jordan's elimination of a symmetric matrix in its own place,
+    which leaves −a⁻¹. With c column k of a, p its entry k and b = c − e_k, step k subtracts
+    b bᵀ / p and 2 e_k e_kᵀ. Each p is on the diagonal of a Schur complement, so without
+    rounding it is between ``least`` and 1.
+    """
+    number = tl.arange(0, a.shape[0])
+    for k in range(m):
+        own = number == k
+        column = tl.sum(tl.where(own[None, :], a, 0.0), 1)
+        pivot = tl.maximum(tl.sum(tl.where(own, column, 0.0), 0), least)
+        column = tl.where(own, pivot - 1, column)
+        # Equal on both sides of the diagonal to the last bit.
+        a -= (column[:, None] * column[None, :]) * (1 / pivot)
+        a = tl.where(own[:, None] & own[None, :], a - 2, a)
+    return -a
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -342,22 +285,3 @@ def _real(padding_ptr, batch, landmark, m):
     if padding_ptr is not None:
         real = real & (tl.load(padding_ptr + batch * m + landmark, mask=real, other=1) == 0)
     return real
-
-
-@triton.jit
-def _load_target(gram_ptr, rows, columns, m, ridge):
-    """Some rows and columns of A + ε I."""
-    diagonal = (rows[:, None] == columns[None, :]) & (rows < m)[:, None]
-    return load_square(gram_ptr, rows, columns, m) + tl.where(diagonal, ridge, 0.0)
-
-
-@triton.jit
-def _store_middle(ptr, v, root_ptr, pair, row, row_real, column, real, m):
-    """Stores rows of V, 0 for padded landmarks, between the roots where there are any."""
-    if root_ptr is not None:
-        of_rows = tl.load(root_ptr + pair * m + row, mask=row < m, other=0.0)
-        of_columns = tl.load(root_ptr + pair * m + column, mask=column < m, other=0.0)
-        v = of_rows[:, None] * v * of_columns[None, :]
-    v = tl.where(row_real[:, None] & real[None, :], v, 0.0)
-    inside = (row < m)[:, None] & (column < m)[None, :]
-    tl.store(ptr + row[:, None] * m + column[None, :], v, mask=inside)

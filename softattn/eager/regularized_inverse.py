@@ -8,6 +8,7 @@ from torch import Tensor
 from softattn.common.compiler import apply, is_exported
 from softattn.common.precision import without_autocast
 from softattn.common.products import matmul
+from softattn.common.ridge import is_above_rounding
 
 
 def regularized_inverse(gram: Tensor, ridge: float) -> Tensor | None:
@@ -16,10 +17,9 @@ def regularized_inverse(gram: Tensor, ridge: float) -> Tensor | None:
     None where another device or the format of an exported graph has no fast factorisation, and
     where rounding could make the least pivots negative.
     """
-    rounding = gram.shape[-1] * torch.finfo(gram.dtype).eps
     if gram.device.type != "cpu" or is_exported() or not torch._C.has_lapack:
         return None
-    if ridge < 10 * rounding:
+    if not is_above_rounding(ridge, gram.shape[-1], gram.dtype):
         return None
     inverse: Tensor = apply(_RegularizedInverse, gram, ridge)
     return inverse

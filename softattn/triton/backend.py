@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from softattn.common.newton_schedule import steps_until
+from softattn.common.ridge import is_above_rounding
 from softattn.triton.clusters import cluster_sums, nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
@@ -36,13 +36,10 @@ def regularized_middle_factor(
     m = landmarks.shape[2]
     if not (landmarks.numel() and m <= MOST_LANDMARKS):
         return None
-    # The entries of A are at most 1, so ‖A + ε I‖∞ is at most m + ε.
-    lower = ridge / (m + ridge)
-    steps = steps_until(lower, torch.finfo(torch.float32).eps)
+    if not is_above_rounding(ridge, m, torch.float32):
+        return None
     padding = _words(landmark_padding_mask)
-    landmarks, middle, _ = _middle_factor(
-        landmarks, padding, scale, ridge, lower, steps, normalized
-    )
+    landmarks, middle, _ = _middle_factor(landmarks, padding, scale, ridge, normalized)
     return landmarks, middle
 
 

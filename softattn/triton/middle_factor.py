@@ -24,8 +24,6 @@ def middle_factor(
     padding: Tensor | None,
     scale: float,
     ridge: float,
-    lower: float,
-    steps: int,
     normalized: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(A + ε I)⁻¹ of A = k(L, L), or with ``normalized`` D^-½ (A + ε I)⁻¹ D^-½, D = diag(A 1).
@@ -36,8 +34,6 @@ def middle_factor(
             factor are 0.
         scale: s.
         ridge: ε.
-        lower: the lower end of the interval that holds the spectrum of (A + ε I) / ‖A + ε I‖∞.
-        steps: of Newton's iteration, after which it has converged.
         normalized: see above.
 
     Returns:
@@ -50,15 +46,13 @@ def middle_factor(
         landmarks,
         rate=rate_of(scale),
         ridge=ridge,
-        lower=lower,
-        steps=steps,
         normalized=normalized,
         padding=padding,
     )
 
 
 @shapes_of(middle_factor)
-def _(landmarks, padding, scale, ridge, lower, steps, normalized):  # type: ignore[no-untyped-def]
+def _(landmarks, padding, scale, ridge, normalized):  # type: ignore[no-untyped-def]
     batch, heads, m, _ = landmarks.shape
     return (
         contiguous_like(landmarks),
@@ -113,7 +107,7 @@ def _backward(
     gradient = middle_factor_gradient(
         grad, grad_landmarks, landmarks, middle, gram, padding, ctx.scale, ctx.normalized
     )
-    return gradient, *(None,) * 6
+    return gradient, *(None,) * 4
 
 
 differentiate(middle_factor, _save, _backward)

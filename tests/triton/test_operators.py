@@ -95,7 +95,7 @@ def test_opcheck_of_middle_factor(device, padded, normalized):
     (landmarks,) = tensors(device, (2, 1, 3, 4))
     padding = torch.tensor([[0, 0, 1], [0, 0, 0]], dtype=torch.int32) if padded else None
     padding = padding if padding is None else padding.to(device)
-    arguments = (landmarks, padding, 0.5, 0.01, 0.01, 4, normalized)
+    arguments = (landmarks, padding, 0.5, 0.01, normalized)
     torch.library.opcheck(operators.middle_factor, arguments)
 
 
