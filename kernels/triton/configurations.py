@@ -5,7 +5,7 @@ would take let more programs run at once. Entries were found by compiling: on CU
 at most 99 KiB of shared memory, as compute capability 8.6 has, and up to 128 features nothing
 spills to memory in half precision, but for what ``tests/triton/test_compilation.py`` lists; on AMD
 a program takes at most 64 KiB. Those for compute capability 9 were chosen by their times. Where a
-kernel has two entries, the first is for landmarks that fit into its one block, the second for more.
+kernel has several entries, the first whose block holds all landmarks is taken, else the last.
 """
 
 import functools
@@ -86,7 +86,6 @@ HALF: Table = {
         128: ((16, 16, 8, 1),),
     },
     "nearest_landmarks": {
-        64: ((32, 64, 4, 2),),
         128: ((32, 64, 4, 2),),
         256: ((32, 32, 8, 2),),
     },
@@ -149,7 +148,6 @@ FLOAT32: Table = {
         128: ((32, 32, 8, 1),),
     },
     "middle_factor": {
-        32: ((32, 32, 1, 1),),
         64: ((64, 64, 4, 1),),
         128: ((128, 128, 8, 1),),
     },
@@ -163,15 +161,43 @@ FLOAT32: Table = {
 # gradients with tiles of 16 or 32 tokens, 64 landmarks and one stage, in that of a near field with
 # any such tile, and in that of a diagonal with two blocks of 64 landmarks.
 HALF_ON_WARP_GROUPS: Table = {
-    "landmarks_to_tokens": {64: ((64, 64, 4, 3), (128, 64, 4, 2))},
-    "landmarks_to_tokens_diagonal": {64: ((64, 64, 4, 3, 168), (32, 32, 4, 1))},
-    "quotient_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 32, 4, 2))},
-    "token_gradient": {64: ((32, 64, 4, 3), (64, 64, 4, 2))},
-    "token_gradient_diagonal": {64: ((32, 64, 4, 3), (32, 32, 4, 1))},
+    "tokens_to_landmarks": {
+        64: ((64, 64, 4, 3), (64, 128, 4, 3), (64, 64, 4, 3)),
+        128: ((64, 64, 4, 3),),
+    },
+    "landmarks_to_tokens": {64: ((64, 64, 4, 3), (64, 128, 4, 3), (128, 64, 4, 2))},
+    "landmarks_to_tokens_diagonal": {
+        64: ((64, 64, 4, 3, 168), (128, 128, 8, 1), (64, 64, 4, 2)),
+        128: ((64, 64, 4, 2), (128, 128, 8, 1), (64, 64, 4, 2)),
+    },
+    "quotient_gradient": {128: ((32, 64, 4, 2),)},
+    "quotient_gradient_diagonal": {
+        64: ((32, 64, 4, 3), (32, 128, 8, 3)),
+        128: ((32, 64, 4, 2), (32, 128, 8, 1)),
+    },
+    "token_gradient": {
+        64: ((32, 64, 4, 3), (64, 64, 4, 2)),
+        128: ((64, 64, 4, 2),),
+    },
+    "token_gradient_diagonal": {
+        64: ((32, 64, 4, 3), (64, 128, 8, 2), (64, 64, 4, 2)),
+        128: ((32, 64, 4, 3), (64, 32, 4, 2)),
+    },
     "near_field_gradient": {64: ((64, 64, 4, 1), (16, 128, 8, 1))},
+    "landmark_weights": {64: ((32, 32, 4, 1),), 128: ((64, 64, 8, 1),)},
+    "nearest_landmarks": {128: ((64, 64, 4, 2),)},
 }
 FLOAT32_ON_WARP_GROUPS: Table = {
+    "tokens_to_landmarks": {64: ((64, 64, 4, 2),)},
+    "landmarks_to_tokens": {64: ((64, 64, 4, 2), (32, 32, 4, 2))},
+    "landmarks_to_tokens_diagonal": {64: ((64, 64, 4, 1), (16, 16, 8, 1))},
+    "quotient_gradient": {64: ((32, 64, 4, 1),)},
+    "quotient_gradient_diagonal": {64: ((32, 64, 4, 1), (16, 32, 4, 1))},
+    "token_gradient": {64: ((32, 64, 4, 1), (16, 16, 4, 1))},
+    "token_gradient_diagonal": {64: ((32, 64, 4, 1), (16, 16, 8, 1))},
+    "nearest_landmarks": {128: ((64, 64, 4, 2),)},
     "newton": {64: ((64, 64, 4, 1),)},
+    "middle_factor": {64: ((64, 64, 2, 1),), 128: ((128, 128, 16, 1),)},
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {
@@ -204,11 +230,8 @@ def choose(
         table, by_generation = FLOAT32, _FLOAT32_BY_GENERATION
     widths = table[kernel] | by_generation.get(device.generation, {}).get(kernel, {})
     features = max(d, d_v)
-    first, *more = widths[min(width for width in widths if features <= width)]
-    chosen = Configuration(*first)
+    entries = widths[min(width for width in widths if features <= width)]
     block = block_of(m)
-    if more and block > chosen.landmarks:
-        chosen = Configuration(*more[-1])
-        # More than one block, which is what the entry is for.
-        block //= 2
+    of_one_block = (entry for entry in entries if block <= entry[1])
+    chosen = Configuration(*next(of_one_block, entries[-1]))
     return chosen._replace(landmarks=min(block, chosen.landmarks))

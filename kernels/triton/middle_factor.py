@@ -154,7 +154,6 @@ def _middle_factor(
     batch = pair // heads
     l_ptr += batch * l_batch + pair % heads * l_head
     landmark = tl.arange(0, BLOCK)
-    inside = landmark < m
     real = _real(padding_ptr, batch, landmark, m)
     # [BLOCK, BLOCK_D]
     l = load_rows(l_ptr, 0, landmark, l_row, real, D, BLOCK_D)
@@ -162,52 +161,53 @@ def _middle_factor(
         number = tl.maximum(tl.sum(real.to(tl.float32), 0), 1.0)
         mean = (tl.sum(l.to(tl.float32), 0) / number).to(l.dtype)
         l = tl.where(real[:, None], l, mean[None, :])
-    store_rows(moved_ptr, pair * m, landmark, D, l, inside, D, BLOCK_D)
+    store_rows(moved_ptr, pair * m, landmark, D, l, landmark < m, D, BLOCK_D)
 
     # [BLOCK, BLOCK]
     distance = tl.zeros([BLOCK, BLOCK], tl.float32)
+    row, column = landmark[:, None], landmark[None, :]
     for feature in range(D):
-        x = tl.load(l_ptr + landmark * l_row + feature, mask=real, other=0.0).to(tl.float32)
-        difference = x[:, None] - x[None, :]
+        x = tl.load(l_ptr + row * l_row + feature, mask=real[:, None], other=0.0)
+        y = tl.load(l_ptr + column * l_row + feature, mask=real[None, :], other=0.0)
+        difference = x.to(tl.float32) - y.to(tl.float32)
         distance += difference * difference
-    gram = tl.exp2(-rate * distance)
-    same = landmark[:, None] == landmark[None, :]
-    both = real[:, None] & real[None, :]
     # Padding has rows and columns of the identity.
-    gram = tl.where(both, gram, tl.where(same, 1.0, 0.0))
-    at = pair * m * m + landmark[:, None] * m + landmark[None, :]
-    stored = inside[:, None] & inside[None, :]
-    tl.store(gram_ptr + at, gram, mask=stored)
-    if NORMALIZED:
-        root = tl.rsqrt(tl.sum(gram, 1))
+    both = real[:, None] & real[None, :]
+    gram = tl.where(both, tl.exp2(-rate * distance), tl.where(row == column, 1.0, 0.0))
+    at = pair * m * m + row * m + column
+    inside = (row < m) & (column < m)
+    tl.store(gram_ptr + at, gram, mask=inside)
+    # What rows and columns of the inverse are multiplied by.
+    root = tl.rsqrt(tl.sum(gram, 1)) if NORMALIZED else tl.full([BLOCK], 1.0, tl.float32)
+    root = tl.where(real, root, 0.0)
+    # So that no entry is above 1.
     unit = 1 + ridge
-    middle = _inverse((gram + tl.where(same, ridge, 0.0)) / unit, m, ridge / unit) / unit
-    if NORMALIZED:
-        middle *= root[:, None] * root[None, :]
-    tl.store(middle_ptr + at, tl.where(both, middle, 0.0), mask=stored)
+    target = (gram + tl.where(row == column, ridge, 0.0)) / unit
+    middle = _inverse(target, m, ridge / unit) / unit
+    tl.store(middle_ptr + at, root[:, None] * middle * root[None, :], mask=inside)
 
 
 @triton.jit
 def _inverse(a, m, least):
     """The inverse of symmetric ``a``, [BLOCK, BLOCK], whose eigenvalues are at least ``least``.
 
-    Its diagonal is at most 1, and its rows and columns from m on are those of the identity.
+    Its diagonal is at most 1. Rows and columns from m on are not inverted: they have no entries but
+    the diagonal's.
 
     By the sweep operator, Gauss and Jordan's elimination of a symmetric matrix in its own place,
-    which leaves −a⁻¹. With c column k of a, p its entry k and b = c − e_k, step k subtracts
-    b bᵀ / p and 2 e_k e_kᵀ. Each p is on the diagonal of a Schur complement, so without
-    rounding it is between ``least`` and 1.
+    which leaves −a⁻¹. With c row k of a, p its entry k and b = c − e_k, step k subtracts b bᵀ / p
+    and 2 e_k e_kᵀ; the latter is done after the last step. Each p is on the diagonal of a Schur
+    complement, so without rounding it is between ``least`` and 1.
     """
     number = tl.arange(0, a.shape[0])
+    rows, columns = number[:, None], number[None, :]
     for k in range(m):
-        own = number == k
-        column = tl.sum(tl.where(own[None, :], a, 0.0), 1)
-        pivot = tl.maximum(tl.sum(tl.where(own, column, 0.0), 0), least)
-        column = tl.where(own, pivot - 1, column)
-        # Equal on both sides of the diagonal to the last bit.
-        a -= (column[:, None] * column[None, :]) * (1 / pivot)
-        a = tl.where(own[:, None] & own[None, :], a - 2, a)
-    return -a
+        # [1, BLOCK]
+        row = tl.sum(tl.where(rows == k, a, 0.0), 0, keep_dims=True)
+        pivot = tl.maximum(tl.sum(tl.where(columns == k, row, 0.0)), least)
+        row = tl.where(columns == k, pivot - 1, row) * tl.rsqrt(pivot)
+        a -= tl.trans(row) * row
+    return tl.where(rows == columns, 2 - a, -a)
 
 
 @triton.jit(do_not_specialize=CHANGING)
