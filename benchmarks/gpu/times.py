@@ -21,6 +21,7 @@ from benchmarks.common.calls import MODES, Call
 from benchmarks.common.traffic import traffic_elements
 
 _FEATURES = _LANDMARKS = 64
+_NEAR_FIELD = 16
 _WARM_UPS, _FEWEST_RUNS, _MOST_RUNS = 2, 3, 20
 # Of the runs of one kind.
 _SECONDS = 0.5
@@ -57,30 +58,29 @@ def calls(size: str, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Cal
 
     query, value, grad = (tensor(batch, heads, n, _FEATURES) for _ in range(3))
     grad = grad.detach()
-    places = torch.linspace(0, n - 1, _LANDMARKS, device=device).long()
-    landmarks = query.detach()[:, :, places].clone().requires_grad_()
     for normalization in ("none", "landmark", "token", "softmax"):
-        yield (
-            normalization,
-            Call(
-                partial(
-                    softattn.softmax_free_attention,
-                    query,
-                    None,
-                    value,
-                    landmarks,
-                    normalization=normalization,
-                ),
-                (query, value, landmarks),
-                grad,
-            ),
-        )
+        yield normalization, _attention(query, value, grad, normalization=normalization)
+    yield "near field", _attention(query, value, grad, near_field=_NEAR_FIELD)
+    yield "128 landmarks", _attention(query, value, grad, landmarks=2 * _LANDMARKS)
+    if dtype != torch.float32:
+        yield "float32", _attention(*(t.detach().float() for t in (query, value, grad)))
     yield from _rivals(query, value, grad, device)
     layer = softattn.SoftmaxFreeAttention(
         heads * _FEATURES, heads, landmarks=softattn.AvgPoolLandmarks(_LANDMARKS), device=device
     ).to(dtype)
     x = tensor(batch, n, heads * _FEATURES)
     yield "layer", Call(lambda: layer(x), (x, *layer.parameters()))
+
+
+def _attention(
+    query: Tensor, value: Tensor, grad: Tensor, *, landmarks: int = _LANDMARKS, **options: Any
+) -> Call:
+    """``softmax_free_attention`` on some of the tokens as landmarks."""
+    query, value = query.requires_grad_(), value.requires_grad_()
+    places = torch.linspace(0, query.shape[2] - 1, landmarks, device=query.device).long()
+    chosen = query.detach()[:, :, places].clone().requires_grad_()
+    attend = partial(softattn.softmax_free_attention, query, None, value, chosen, **options)
+    return Call(attend, (query, value, chosen), grad)
 
 
 def _rivals(query: Tensor, value: Tensor, grad: Tensor, device: str) -> Iterator[tuple[str, Call]]:

@@ -92,6 +92,7 @@ CELLS = [
     CELL | {"graph_seconds": 1e-4, "eager_seconds": 3e-4, "host_seconds": 2e-4, "elements": 10**8},
     CELL | {"call": "sdpa flash", "graph_seconds": 4e-4},
     CELL | {"call": "softmax", "error": "out of memory"},
+    CELL | {"call": "near field", "graph_seconds": 3e-4},
 ]
 
 
@@ -111,6 +112,7 @@ def test_pages_get_the_table_of_a_run(tmp_path):
     # Two bytes an element: 2e8 bytes at 4e12 a second are half of 1e-4 seconds.
     assert "| 64 × 3,136 | forward |  | 100 µs |" in text and "| 50 % |" in text
     assert "| 400 µs |  | 4 |" in text
+    assert "| 64 × 3,136 | forward | 100 µs | 300 µs |  |  | 3 |  |  |" in text
     assert json.loads((docs / "measurements" / "gpu_a_gpu.json").read_text()) == CELLS
 
 

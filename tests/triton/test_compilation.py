@@ -76,7 +76,13 @@ OTHER_VARIANTS = ("key weights", "small sums")
 BY_LANDMARKS = ("newton", "middle_factor", "middle_factor_gradient", "landmark_weights")
 NEAR_FIELDS = ("near_field_output", "near_field_gradient")
 # Variants that use no matrix units.
-WITHOUT_PRODUCTS = ("block", "key weights", "small sums", "middle factor", "middle factor, landmark")
+WITHOUT_PRODUCTS = (
+    "block",
+    "key weights",
+    "small sums",
+    "middle factor",
+    "middle factor, landmark",
+)
 MANY_LANDMARKS = 1000
 WIDE = os.environ.get("HYPOTHESIS_PROFILE") == "wide"
 TABLES = (
