@@ -62,7 +62,8 @@ def test_opcheck_of_landmark_attention(device, quotient, weighted, crossed, padd
 def test_opcheck_of_near_field_attention(device, padded):
     inputs = tensors(device, (2, 1, 5, 3), (2, 1, 5, 4), (2, 1, 2, 3), (2, 1, 2, 2))
     padding = torch.zeros(2, 5, dtype=torch.int32, device=device) if padded else None
-    torch.library.opcheck(operators.near_field_attention, (*inputs, padding, 0.5, 2))
+    order = torch.rand(2, 1, 5, device=device).argsort()
+    torch.library.opcheck(operators.near_field_attention, (*inputs, order, padding, 0.5, 2))
 
 
 @pytest.mark.parametrize(
