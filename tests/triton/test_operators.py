@@ -107,11 +107,15 @@ def test_opcheck_of_newton(device):
 
 # On torch 2.6 graphs break at softattn's functions.
 @pytest.mark.needs_newer_torch
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    "choices",
+    [*({"normalization": n} for n in NORMALIZATIONS), {"near_field": 4}],
+    ids=[*NORMALIZATIONS, "near field"],
+)
 @pytest.mark.parametrize("padded", [False, True])
-def test_layer_compiles_whole(device, normalization, padded):
+def test_layer_compiles_whole(device, choices, padded):
     torch.compiler.reset()  # Dynamo takes no more than a few variants of one function
-    layer = SoftmaxFreeAttention(16, 2, normalization=normalization, impl="triton", device=device)
+    layer = SoftmaxFreeAttention(16, 2, **choices, impl="triton", device=device)
     (x,) = tensors(device, (2, 4, 5, 16))
     options = {}
     if padded:
