@@ -75,9 +75,8 @@ def content_order(
 
 
 def _in_steps(places: Tensor) -> Tensor:
-    """Places as whole numbers from 0 to 2^20 − 1, in the same order."""
-    steps = (softsign(places.nan_to_num()) + 1) * (_PLACES / 2)
-    return steps.floor().clamp_max(_PLACES - 1)
+    """Places as numbers from 0 to 2^20 − 1, in the same order."""
+    return (softsign(places.nan_to_num()) + 1) * ((_PLACES - 1) / 2)
 
 
 def _ranks(places: Tensor) -> Tensor:

@@ -120,6 +120,8 @@ def test_order_of_tokens_does_not_depend_on_odd_ones(odd):
     tokens[:, :, ::4, 1] = odd
     order = content_order(EAGER, tokens, landmarks)[0, 0]
     assert sorted(order.tolist()) == list(range(40))
+    cells = EAGER.nearest_landmarks(tokens, landmarks, None, None)[0, 0, order]
+    assert len(cells.unique_consecutive()) == len(cells.unique()), "a cell comes twice"
     usual = torch.arange(40)[torch.arange(40) % 4 > 0]
     alone = usual[content_order(EAGER, tokens[:, :, usual], landmarks)[0, 0]]
     assert torch.equal(order[order % 4 > 0], alone)
@@ -136,19 +138,19 @@ def test_content_of_padding_does_not_change_the_order(content):
     assert padding[0, order[..., -13:]].all()
 
 
-@pytest.mark.parametrize("direction", [[10.0, 3.0], [0.0, 0.0]])
+@pytest.mark.parametrize("direction", [[3.0, 1.0], [0.0, 0.0]])
 def test_order_far_from_the_origin(direction):
-    line = torch.tensor([0.0, 1.0, 3.0])[:, None] * torch.tensor(direction)
-    # The sum of three such numbers is not three times the number.
+    line = torch.tensor([0.0, 1.0, 3.0, 4.0, 6.0, 7.0])[:, None] * torch.tensor(direction)
+    # In float32 the mean of six such numbers is not the number.
     landmarks = (line + 10_000.1)[None, None]
-    tokens = landmarks.repeat_interleave(1000, 2) + normal(3000, 2, seed=0).float()
+    tokens = landmarks.repeat_interleave(500, 2) + normal(3000, 2, seed=0).float()
     order = content_order(EAGER, tokens, landmarks)[0, 0]
     # Landmarks in one point have no direction; the order is then by the sum of the features.
     along = torch.tensor(direction if any(direction) else [1.0, 1.0], dtype=torch.float64)
     places = ((tokens.double() - 10_000) @ along)[0, 0, order] / along.norm()
     cells = torch.cdist(tokens.double(), landmarks.double()).argmin(-1)[0, 0, order]
     steps = places.diff()[cells[1:] == cells[:-1]]
-    assert len(steps) >= 2997
+    assert len(steps) >= 2994
     assert (steps > -3e-4).all()
 
 
