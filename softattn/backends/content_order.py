@@ -18,7 +18,7 @@ from softattn.common.products import matmul
 
 # Steps of the power iteration. An inexact direction still gives an order.
 _POWER_STEPS = 4
-# Places on the main direction that a key tells apart. With int32 keys for up to 2,046 landmarks.
+# Places on the main direction that a key tells apart: keys of up to 2,047 landmarks fit in int32.
 _PLACES = 2**20
 
 

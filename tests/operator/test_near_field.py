@@ -154,6 +154,16 @@ def test_order_far_from_the_origin(direction):
     assert (steps > -3e-4).all()
 
 
+@pytest.mark.parametrize("m", [2047, 2048])
+def test_order_by_many_landmarks(m):
+    # The last landmarks whose keys fit in 32 bits, and one more.
+    landmarks = normal(1, 1, m, 1, seed=0)
+    padding = torch.arange(m)[None] % 3 == 1
+    order = content_order(EAGER, landmarks, landmarks, padding)
+    places = landmarks[..., 0].masked_fill(padding, torch.inf)
+    assert torch.equal(order, places.argsort(stable=True))
+
+
 def test_equal_tokens_keep_their_order():
     tokens, landmarks = normal(1, 1, 1, 3, seed=0), normal(1, 1, 4, 3, seed=1)
     order = content_order(EAGER, tokens.expand(-1, -1, 300, -1), landmarks)
