@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softattn.backends.backend import EAGER
-from softattn.backends.content_order import content_order, order_of_rows, permuted
+from softattn.backends.content_order import content_order
 from softattn.backends.nystrom import middle_factor
 from softattn.common.centering import median_token
 from softattn.common.identity import without_repetition
@@ -25,6 +25,7 @@ from softattn.common.validation import (
 )
 from softattn.eager import gram
 from softattn.eager.near_field import NearField
+from softattn.eager.order import order_of_rows, permuted
 from softattn.pinv import resolve_pinv, ridge_of
 
 

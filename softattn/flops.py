@@ -82,6 +82,7 @@ def _near_field_attention(
     value: Shape,
     landmarks: Shape,
     middle: Shape,
+    order: Shape,
     padding: Shape | None,
     scale: float,
     near_field: int,
@@ -102,6 +103,7 @@ def _near_field_attention_gradient(
     value: Shape,
     landmarks: Shape,
     middle: Shape,
+    order: Shape,
     padding: Shape | None,
     output: Shape,
     sums: Shape,
@@ -140,6 +142,12 @@ def _gaussian_attention_gradient(
 def _nearest_landmarks(tokens: Shape, landmarks: Shape, *rest: Any, **options: Any) -> int:
     batch, heads, n, d = tokens
     return 2 * batch * heads * n * landmarks[2] * d
+
+
+def _labels_and_places(tokens: Shape, landmarks: Shape, *rest: Any, **options: Any) -> int:
+    batch, heads, n, d = tokens
+    # The direction is one more column beside the landmarks.
+    return 2 * batch * heads * n * (landmarks[2] + 1) * d
 
 
 def _cluster_sums(tokens: Shape, labels: Shape, m: int, **options: Any) -> int:
@@ -209,6 +217,7 @@ _FORMULAS = {
     "gaussian_attention": _gaussian_attention,
     "gaussian_attention_gradient": _gaussian_attention_gradient,
     "nearest_landmarks": _nearest_landmarks,
+    "labels_and_places": _labels_and_places,
     "cluster_sums": _cluster_sums,
     "gaussian_kernel": _gaussian_kernel,
     "gaussian_kernel_gradient": _gaussian_kernel_gradient,

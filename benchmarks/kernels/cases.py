@@ -86,6 +86,11 @@ class _Inputs:
         return 1 + torch.rand(_BATCH, _HEADS, self.case.tokens, device=self.case.device)
 
     @cached_property
+    def order(self) -> Tensor:
+        """A random order of the tokens of each head."""
+        return torch.rand(_BATCH, _HEADS, self.case.tokens, device=self.case.device).argsort()
+
+    @cached_property
     def diagonal(self) -> Tensor:
         """c, between 0 and 1."""
         return torch.rand(_BATCH, _HEADS, self.case.tokens, device=self.case.device)
@@ -226,6 +231,7 @@ def _near_field(inputs: _Inputs) -> object:
         inputs.values,
         weights=inputs.sums(ones=True),
         middle=inputs.middle,
+        order=inputs.order,
         near_field=_RUN,
         floor=_FLOOR,
         **inputs.common(),
@@ -245,6 +251,7 @@ def _near_field_gradient(inputs: _Inputs) -> object:
         denominator=inputs.per_token,
         grad_denominator=inputs.per_token,
         grad_sums=inputs.sums(ones=True),
+        order=inputs.order,
         near_field=_RUN,
         scale=_SCALE,
         floor=_FLOOR,
@@ -269,17 +276,18 @@ def _exact_gradient(inputs: _Inputs, *, normalize: bool) -> object:
     )
 
 
-def _nearest(inputs: _Inputs) -> object:
-    from softattn.kernels import nearest_landmarks
+def _nearest(inputs: _Inputs, *, places: bool) -> object:
+    from softattn.kernels import labels_and_places, nearest_landmarks
 
     common = inputs.common()
     common.pop("rate")
-    mask = torch.zeros(_BATCH, inputs.case.landmarks, dtype=torch.bool, device=inputs.case.device)
-    return nearest_landmarks(
-        inputs.tokens,
-        inputs.landmarks,
-        landmark_padding=mask if inputs.case.padded else None,
-        **common,
+    common["landmark_padding"] = inputs.key_padding()
+    if not places:
+        return nearest_landmarks(inputs.tokens, inputs.landmarks, **common)
+    ones = torch.ones(_BATCH, _HEADS, inputs.case.features, device=inputs.case.device)
+    origin = ones if common["center"] is None else None
+    return labels_and_places(
+        inputs.tokens, inputs.landmarks, direction=ones, origin=origin, **common
     )
 
 
@@ -419,7 +427,8 @@ VARIANTS: dict[str, Callable[[_Inputs], object]] = {
     "near field gradient": _near_field_gradient,
     "gradient, exact": lambda i: _exact_gradient(i, normalize=False),
     "gradient, exact normalized": lambda i: _exact_gradient(i, normalize=True),
-    "nearest": _nearest,
+    "nearest": lambda i: _nearest(i, places=False),
+    "nearest with places": lambda i: _nearest(i, places=True),
     "clusters": _clusters,
     "block": _block,
     "block gradient": _block_gradient,

@@ -4,7 +4,7 @@ Installed as ``softattn.kernels`` and imported at the first call that runs on th
 take checked tensors and launch; softattn itself checks shapes and masks and defines gradients.
 """
 
-from softattn.kernels.clusters import cluster_sums, nearest_landmarks
+from softattn.kernels.clusters import cluster_sums, labels_and_places, nearest_landmarks
 from softattn.kernels.gaussian_kernel import gaussian_kernel, gaussian_kernel_gradient
 from softattn.kernels.key_weights import KeyWeights, key_weights, key_weights_gradient
 from softattn.kernels.landmark_weights import (
@@ -52,6 +52,7 @@ __all__ = [
     "in_pieces",
     "key_weights",
     "key_weights_gradient",
+    "labels_and_places",
     "landmark_weights",
     "landmark_weights_gradient",
     "landmarks_to_tokens",

@@ -1,4 +1,4 @@
-"""A step of k-means in two kernels: the landmark nearest to each token, and sums over clusters."""
+"""The landmark nearest to each token, and sums over clusters: together a step of k-means."""
 
 import torch
 import triton
@@ -41,19 +41,70 @@ def nearest_landmarks(
     Returns:
         (batch, heads, n), int64; m for padded tokens. A distance that is NaN counts as the least.
     """
+    labels, _ = _launch_nearest(tokens, landmarks, None, None, center, padding, landmark_padding)
+    return labels
+
+
+def labels_and_places(
+    tokens: Tensor,
+    landmarks: Tensor,
+    *,
+    direction: Tensor,
+    origin: Tensor | None = None,
+    center: Tensor | None = None,
+    padding: Tensor | None = None,
+    landmark_padding: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``nearest_landmarks``, and the place of each token on a line, from the same tile.
+
+    Args:
+        tokens: X, (batch, heads, n, d).
+        landmarks: L, as in ``nearest_landmarks``.
+        direction: (batch, heads, d), float32.
+        origin: (batch, heads, d), float32, what is subtracted from tokens for their places alone;
+            None where there is a ``center``.
+        center: (batch, heads, d), subtracted from tokens and landmarks.
+        padding: (batch, n), True at padded tokens.
+        landmark_padding: (batch, m), True at padded landmarks, which are nearest to none.
+
+    Returns:
+        labels: as ``nearest_landmarks`` returns them.
+        places: Σ_f x_if direction_f in float32, (batch, heads, n), x less the origin or the center;
+            0 for padded tokens.
+    """
+    labels, places = _launch_nearest(
+        tokens, landmarks, direction, origin, center, padding, landmark_padding
+    )
+    assert places is not None
+    return labels, places
+
+
+def _launch_nearest(
+    tokens: Tensor,
+    landmarks: Tensor,
+    direction: Tensor | None,
+    origin: Tensor | None,
+    center: Tensor | None,
+    padding: Tensor | None,
+    landmark_padding: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
     d = tokens.shape[3]
     # Only the order of the distances matters.
     tiles = TokenPass(
         "nearest_landmarks", tokens, landmarks, d, rate=1.0, center=center, padding=padding
     )
     labels = tiles.empty(tiles.n, dtype=torch.long)
+    places = None if direction is None else tiles.empty(tiles.n)
     tiles.launch(
         _nearest_landmarks,
         tiles.stretches(),
         l_padding_ptr=padding_argument(landmark_padding),
+        direction_ptr=direction,
+        origin_ptr=origin,
         label_ptr=labels,
+        place_ptr=places,
     )
-    return labels
+    return labels, places
 
 
 def cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> Tensor:
@@ -86,14 +137,16 @@ def _nearest_landmarks(
     x_ptr, x_batch, x_head, x_row,
     l_ptr, l_batch, l_head, l_row,
     center_ptr, padding_ptr, l_padding_ptr,
-    # labels, (batch, heads, n)
-    label_ptr,
+    # a line, (batch, heads, D) each
+    direction_ptr, origin_ptr,
+    # labels and places, (batch, heads, n)
+    label_ptr, place_ptr,
     # sizes
     n, m, heads, stretches, length, rate, D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """j(i) = argmax_j log₂ k(x_i, l_j) for one stretch of tokens."""
+    """j(i) = argmax_j log₂ k(x_i, l_j) for one stretch of tokens, and their places on a line."""
     unit, pair, batch, head, _number = pair_of_program(heads, stretches, 1)
     x_ptr += batch * x_batch + head * x_head
     l_ptr += batch * l_batch + head * l_head
@@ -104,6 +157,14 @@ def _nearest_landmarks(
     if l_padding_ptr is not None:
         l_padding_ptr += batch * m
     label_ptr += pair * n
+    if direction_ptr is not None:
+        place_ptr += pair * n
+        feature = tl.arange(0, BLOCK_D)
+        direction = tl.load(direction_ptr + pair * D + feature, mask=feature < D, other=0.0)
+        start = 0.0
+        if origin_ptr is not None:
+            origin = tl.load(origin_ptr + pair * D + feature, mask=feature < D, other=0.0)
+            start = tl.sum(origin * direction, 0)
 
     landmark = tl.arange(0, BLOCK_M)
     token = tl.arange(0, BLOCK_N)
@@ -113,6 +174,9 @@ def _nearest_landmarks(
         valid = without_padding(padding_ptr, first, token, inside)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
         x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
+        if direction_ptr is not None:
+            along = tl.sum(x.to(tl.float32) * direction[None, :], 1) - start
+            tl.store(place_ptr + first + token, tl.where(valid, along, 0.0), mask=inside)
         closest = tl.full([BLOCK_N], float("-inf"), tl.float32)
         label = tl.zeros([BLOCK_N], tl.int32)
         for block in range(0, m, BLOCK_M):

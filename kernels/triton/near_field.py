@@ -22,14 +22,15 @@ from softattn.kernels.arithmetic import (
     stretch_of_program,
     without_padding,
 )
-from softattn.kernels.launching import CHANGING, rows_argument
+from softattn.kernels.launching import CHANGING, empty_rows, rows_argument
 from softattn.kernels.pieces import Pieces, Weights, middle_arguments, weights_arguments
 from softattn.kernels.token_pass import TokenPass
 
 
 class NearFieldOutput(NamedTuple):
-    """The output (batch, heads, n, d_v), and what its gradient needs.
+    """What ``near_field_output`` returns.
 
+    output: O, (batch, heads, n, d_v), stored in the order of the tokens' memory.
     denominator: D̃, (batch, heads, n), float32; its last bit is 1 where it is at its floor.
     """
 
@@ -44,6 +45,7 @@ def near_field_output(
     *,
     weights: Tensor | Weights,
     middle: Tensor | Pieces,
+    order: Tensor,
     near_field: int,
     rate: float,
     floor: float,
@@ -53,7 +55,7 @@ def near_field_output(
 ) -> NearFieldOutput:
     """O = (P W + R V) / D̃, where D̃ has the sign of D and the magnitude max(|D|, floor · T).
 
-    Runs are ``near_field`` tokens that follow each other. With K = k(X, X),
+    Runs are ``near_field`` tokens that follow each other in ``order``. With K = k(X, X),
 
         D = P z + R 1,   T = P |z| + |R| 1,
         R_ij = K_ij − (P M Pᵀ)_ij for i and j of one run, from −1, or 0 where i = j, to 1; else 0.
@@ -64,6 +66,8 @@ def near_field_output(
         values: V, (batch, heads, n, d_v), in the dtype of the tokens.
         weights: W, and z, in pieces; or whole, (batch, heads, m, d_v + 1), float32.
         middle: M, (batch, heads, m, m), float32 or in pieces.
+        order: (batch, heads, n), int64, which token comes in each place. No tensor is copied into
+            this order: the kernel loads and stores the rows of the tokens where they are.
         near_field: tokens of a run.
         rate: s log₂(e) / 2.
         floor: see above.
@@ -83,7 +87,7 @@ def near_field_output(
         one_block=True,
     )
     result = NearFieldOutput(
-        output=tiles.empty(tiles.n, d_v, dtype=values.dtype), denominator=tiles.empty(tiles.n)
+        output=empty_rows(d_v, tokens, values.dtype), denominator=tiles.empty(tiles.n)
     )
     tiles.launch(
         _near_field_output,
@@ -91,7 +95,8 @@ def near_field_output(
         **weights_arguments("w", "z", weights, d_v, tokens.dtype),
         **rows_argument("v", values),
         **middle_arguments(middle, tokens.dtype),
-        o_ptr=result.output,
+        order_ptr=order.contiguous(),
+        **rows_argument("o", result.output),
         denominator_ptr=result.denominator,
         floor=floor,
         underflow=underflow,
@@ -106,19 +111,19 @@ def _near_field_output(
     x_ptr, x_batch, x_head, x_row: tl.constexpr,
     l_ptr, l_batch, l_head, l_row: tl.constexpr,
     center_ptr, padding_ptr,
-    # W, z, V and M
+    # W, z, V, M and the order
     w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
-    middle_ptr, middle_rest_ptr, middle_unit_ptr,
+    middle_ptr, middle_rest_ptr, middle_unit_ptr, order_ptr,
     # outputs
-    o_ptr, denominator_ptr,
+    o_ptr, o_batch, o_head, o_row: tl.constexpr, denominator_ptr,
     # sizes
     n, m, heads, stretches, length, run, rate, floor, underflow,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o_i = (Σ_j P_ij w_j + Σ_j R_ij v_j) / D̃_i over one stretch of tokens."""
+    """o_i = (Σ_j P_ij w_j + Σ_j R_ij v_j) / D̃_i over one stretch of the order."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PIECES: tl.constexpr = 1 if DTYPE == tl.float32 else 2
     unit, pair, batch, head, _number = pair_of_program(heads, stretches, 1)
@@ -132,7 +137,9 @@ def _near_field_output(
         middle_rest_ptr += pair * m * m
     w_unit, middle_unit = load_unit(w_unit_ptr, pair), load_unit(middle_unit_ptr, pair)
     z_ptr += pair * m
-    o_ptr += pair * n * D_V
+    order_ptr += pair * n
+    o_ptr += batch * o_batch + head * o_head
+    denominator_ptr += pair * n
     if center_ptr is not None:
         center_ptr += pair * D
     if padding_ptr is not None:
@@ -149,9 +156,9 @@ def _near_field_output(
     begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
         inside = token < n - first
-        valid = without_padding(padding_ptr, first, token, inside)
+        row, valid = tokens_in_order(order_ptr, padding_ptr, first, token, inside)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
+        x, x_square = load_points(x_ptr, 0, row, x_row, valid, center_ptr, D, BLOCK_D)
         # [BLOCK_N, BLOCK_M]
         p = tl.exp2(exponent(x, x_square, l_columns, l_square, rate, PRECISION))
         p_first, p_rest, _ = split(p, DTYPE, True)
@@ -173,11 +180,13 @@ def _near_field_output(
         a_first, a_rest, a_unit = split(p_middle, DTYPE, False)
         near_begin, near_end = runs_of_tile(first, BLOCK_N, run, n)
         for other in range(near_begin, near_end, BLOCK_N):
-            near = without_padding(padding_ptr, other, token, token < near_end - other)
+            near_row, near = tokens_in_order(
+                order_ptr, padding_ptr, other, token, token < near_end - other
+            )
             # [BLOCK_N, BLOCK_D], [BLOCK_N]
-            y, y_square = load_points(x_ptr, other, token, x_row, near, center_ptr, D, BLOCK_D)
+            y, y_square = load_points(x_ptr, 0, near_row, x_row, near, center_ptr, D, BLOCK_D)
             # [BLOCK_N, BLOCK_V]
-            v = load_rows(v_ptr, other, token, v_row, near, D_V, BLOCK_V)
+            v = load_rows(v_ptr, 0, near_row, v_row, near, D_V, BLOCK_V)
             # [BLOCK_N, BLOCK_M]
             q = tl.exp2(exponent(y, y_square, l_columns, l_square, rate, PRECISION))
             q_first, q_rest, _ = split(q, DTYPE, True)
@@ -192,23 +201,33 @@ def _near_field_output(
             o += dot(r_first, r_rest, v, v, PIECES, 1, PRECISION)
             denominator += tl.sum(r, 1)
             terms += tl.sum(tl.abs(r), 1)
-        to = denominator_ptr + pair * n + first + token
+        to = denominator_ptr + row
         o *= floored_share(denominator, terms, floor, underflow, to, inside)[:, None]
         if padding_ptr is not None:
             o = tl.where(valid[:, None], o, 0.0)
-        store_rows(o_ptr, first, token, D_V, o, inside, D_V, BLOCK_V)
+        store_rows(o_ptr, 0, row, o_row, o, inside, D_V, BLOCK_V)
+
+
+@triton.jit
+def tokens_in_order(order_ptr, padding_ptr, first, place, inside):  # [places] twice
+    """The rows of the tokens in the places from ``first`` on, and which are not padding.
+
+    Rows are 64 bits wide, as a row times a stride can be.
+    """
+    row = tl.load(order_ptr + (first + place), mask=inside, other=0)
+    return row, without_padding(padding_ptr, 0, row, inside)
 
 
 @triton.jit
 def runs_of_tile(first, BLOCK_N: tl.constexpr, run, n):
-    """The first token of the runs that a tile of tokens meets, and the one after their last."""
+    """The first place of the runs that a tile of places meets, and the one after their last."""
     last = tl.minimum(first + BLOCK_N, n) - 1
     return first // run * run, tl.minimum((last // run + 1) * run, n)
 
 
 @triton.jit
 def pairs_of_runs(rows, rows_valid, columns, columns_valid, run):  # [rows, columns] twice
-    """Which pairs are one token, and which are of one run, both ``valid``."""
+    """Which pairs of places are one token, and which are of one run, both ``valid``."""
     of_one_run = rows[:, None] // run == columns[None, :] // run
     return (
         rows[:, None] == columns[None, :],

@@ -22,10 +22,15 @@ from softattn.kernels.arithmetic import (
     split,
     store_rows,
     stretch_of_program,
-    without_padding,
 )
-from softattn.kernels.launching import CHANGING, rows_argument
-from softattn.kernels.near_field import near_kernel, pairs_of_runs, remainder, runs_of_tile
+from softattn.kernels.launching import CHANGING, empty_rows, rows_argument
+from softattn.kernels.near_field import (
+    near_kernel,
+    pairs_of_runs,
+    remainder,
+    runs_of_tile,
+    tokens_in_order,
+)
 from softattn.kernels.pieces import Pieces, Weights, middle_arguments, weights_arguments
 from softattn.kernels.token_pass import TokenPass
 
@@ -33,9 +38,9 @@ from softattn.kernels.token_pass import TokenPass
 class NearFieldGradient(NamedTuple):
     """The gradients of ``near_field_gradient``.
 
-    tokens: dX, (batch, heads, n, d), in the dtype of the tokens.
-    values: dV, (batch, heads, n, d_v), in the dtype of V.
-    landmarks: dL of each stretch of tokens, as queries and then as keys: (batch, heads,
+    tokens: dX, (batch, heads, n, d), in the dtype of the tokens, stored in their order in memory.
+    values: dV, (batch, heads, n, d_v), likewise.
+    landmarks: dL of each stretch of the order, as queries and then as keys: (batch, heads,
         2 · stretches, m, d), float32.
     middle: minus the near field's share of dM, Pᵀ dR P, for each stretch: (batch, heads, stretches,
         m, m), float32.
@@ -58,6 +63,7 @@ def near_field_gradient(
     denominator: Tensor,
     grad_denominator: Tensor,
     grad_sums: Tensor | Weights,
+    order: Tensor,
     near_field: int,
     rate: float,
     scale: float,
@@ -90,6 +96,8 @@ def near_field_gradient(
         denominator: D̃, (batch, heads, n), its last bit 1 at the floor.
         grad_denominator: dD̃, likewise.
         grad_sums: dS, and du, in pieces; or whole, (batch, heads, m, d_v + 1), float32.
+        order: (batch, heads, n), int64, which token comes in each place, as in
+            ``near_field_output``.
         near_field: tokens of a run.
         rate: s log₂(e) / 2.
         scale: s.
@@ -110,18 +118,19 @@ def near_field_gradient(
     )
     stretches = tiles.stretches()
     result = NearFieldGradient(
-        tokens=tiles.empty(tiles.n, tiles.d, dtype=tokens.dtype),
-        values=tiles.empty(tiles.n, d_v, dtype=values.dtype),
+        tokens=empty_rows(tiles.d, tokens),
+        values=empty_rows(d_v, values),
         landmarks=tiles.empty(2 * stretches.number, tiles.m, tiles.d),
         middle=tiles.empty(stretches.number, tiles.m, tiles.m),
     )
-    of_queries = tiles.empty(tiles.n, tiles.d)
     arguments = {
         **rows_argument("v", values),
         **rows_argument("g", grad),
         **middle_arguments(middle, tokens.dtype),
         "denominator_ptr": denominator,
         "dd_ptr": grad_denominator,
+        "order_ptr": order.contiguous(),
+        "of_queries_ptr": tiles.empty(tiles.n, tiles.d),
         "dl_ptr": result.landmarks,
         "run": near_field,
         "scale": scale,
@@ -132,9 +141,8 @@ def near_field_gradient(
         stretches,
         **arguments,
         **weights_arguments("w", "z", weights, d_v, tokens.dtype),
-        of_queries_ptr=None,
-        dx_ptr=of_queries,
-        dv_ptr=None,
+        **rows_argument("dx", None),
+        **rows_argument("dv", None),
         dm_ptr=result.middle,
         KEYS=False,
     )
@@ -143,9 +151,8 @@ def near_field_gradient(
         stretches,
         **arguments,
         **weights_arguments("w", "z", grad_sums, d_v, tokens.dtype),
-        of_queries_ptr=of_queries,
-        dx_ptr=result.tokens,
-        dv_ptr=result.values,
+        **rows_argument("dx", result.tokens),
+        **rows_argument("dv", result.values),
         dm_ptr=None,
         KEYS=True,
     )
@@ -158,20 +165,23 @@ def _near_field_gradient(
     x_ptr, x_batch, x_head, x_row: tl.constexpr,
     l_ptr, l_batch, l_head, l_row: tl.constexpr,
     center_ptr, padding_ptr,
-    # V, G, W and z or dS and du, M, D̃ and dD̃
+    # V, G, W and z or dS and du, M, D̃, dD̃ and the order
     v_ptr, v_batch, v_head, v_row: tl.constexpr,
     g_ptr, g_batch, g_head, g_row: tl.constexpr,
     w_ptr, w_rest_ptr, w_unit_ptr, w_batch, w_head, w_row: tl.constexpr, z_ptr,
-    middle_ptr, middle_rest_ptr, middle_unit_ptr, denominator_ptr, dd_ptr,
+    middle_ptr, middle_rest_ptr, middle_unit_ptr, denominator_ptr, dd_ptr, order_ptr,
+    # dX of the queries, (batch, heads, n, D) by place, which the launch for keys adds
+    of_queries_ptr,
     # outputs; of dL and dM one for each stretch
-    of_queries_ptr, dx_ptr, dv_ptr, dl_ptr, dm_ptr,
+    dx_ptr, dx_batch, dx_head, dx_row: tl.constexpr,
+    dv_ptr, dv_batch, dv_head, dv_row: tl.constexpr, dl_ptr, dm_ptr,
     # sizes
     n, m, heads, stretches, length, run, rate, scale, floor,
     D: tl.constexpr, D_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The terms of the tokens i as queries, or as KEYS, over one stretch of tokens.
+    """The terms of the tokens i as queries, or as KEYS, over one stretch of the order.
 
     As queries dP = G Wᵀ / D̃ + dD zᵀ + dT |z|ᵀ − dR P Mᵀ, and dR_ij goes to x_i. As keys
     dP = V dSᵀ + 1 duᵀ − dRᵀ P M, and dR_ji goes to x_i.
@@ -192,10 +202,11 @@ def _near_field_gradient(
     z_ptr += pair * m
     denominator_ptr += pair * n
     dd_ptr += pair * n
-    dx_ptr += pair * n * D
+    order_ptr += pair * n
+    of_queries_ptr += pair * n * D
     if KEYS:
-        of_queries_ptr += pair * n * D
-        dv_ptr += pair * n * D_V
+        dx_ptr += batch * dx_batch + head * dx_head
+        dv_ptr += batch * dv_batch + head * dv_head
     if center_ptr is not None:
         center_ptr += pair * D
     if padding_ptr is not None:
@@ -216,16 +227,16 @@ def _near_field_gradient(
     begin, end = stretch_of_program(unit, stretches, length, n)
     for first in range(begin, end, BLOCK_N):
         inside = token < n - first
-        valid = without_padding(padding_ptr, first, token, inside)
+        row, valid = tokens_in_order(order_ptr, padding_ptr, first, token, inside)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, first, token, x_row, valid, center_ptr, D, BLOCK_D)
+        x, x_square = load_points(x_ptr, 0, row, x_row, valid, center_ptr, D, BLOCK_D)
         x_columns = tl.trans(x)
         # V as keys, G as queries: [BLOCK_V, BLOCK_N]
         if KEYS:
-            h = load_rows(v_ptr, first, token, v_row, valid, D_V, BLOCK_V)
+            h = load_rows(v_ptr, 0, row, v_row, valid, D_V, BLOCK_V)
         else:
-            h = load_rows(g_ptr, first, token, g_row, valid, D_V, BLOCK_V)
-            share, dd, dt = _load_gradients(denominator_ptr, dd_ptr, first + token, valid, floor)
+            h = load_rows(g_ptr, 0, row, g_row, valid, D_V, BLOCK_V)
+            share, dd, dt = _load_gradients(denominator_ptr, dd_ptr, row, valid, floor)
         h_columns = tl.trans(h)
         # [BLOCK_M, BLOCK_N]
         p = tl.exp2(exponent(l, l_square, x_columns, x_square, rate, PRECISION))
@@ -242,8 +253,10 @@ def _near_field_gradient(
         dv = tl.zeros([BLOCK_V, BLOCK_N], tl.float32)
         near_begin, near_end = runs_of_tile(first, BLOCK_N, run, n)
         for other in range(near_begin, near_end, BLOCK_N):
-            near = without_padding(padding_ptr, other, token, token < near_end - other)
-            y, y_square = load_points(x_ptr, other, token, x_row, near, center_ptr, D, BLOCK_D)
+            near_row, near = tokens_in_order(
+                order_ptr, padding_ptr, other, token, token < near_end - other
+            )
+            y, y_square = load_points(x_ptr, 0, near_row, x_row, near, center_ptr, D, BLOCK_D)
             y_columns = tl.trans(y)
             # P of the tokens j: [BLOCK_M, BLOCK_N]
             q = tl.exp2(exponent(l, l_square, y_columns, y_square, rate, PRECISION))
@@ -256,15 +269,15 @@ def _near_field_gradient(
             k = near_kernel(y, y_square, x, x_square, own, rate, PRECISION)
             r, free = remainder(k, approximated, own, of_one_run)
             if KEYS:
-                g = load_rows(g_ptr, other, token, g_row, near, D_V, BLOCK_V)
-                share, dd, dt = _load_gradients(denominator_ptr, dd_ptr, other + token, near, floor)
+                g = load_rows(g_ptr, 0, near_row, g_row, near, D_V, BLOCK_V)
+                share, dd, dt = _load_gradients(denominator_ptr, dd_ptr, near_row, near, floor)
                 dr = share[:, None] * dot(g, g, h_columns, h_columns, 1, 1, PRECISION)
                 dr += dd[:, None] + tl.where(r > 0, dt[:, None], tl.where(r < 0, -dt[:, None], 0.0))
                 r_first, r_rest, r_unit = split(share[:, None] * r, DTYPE, False)
                 g_columns = tl.trans(g)
                 dv += r_unit * dot(g_columns, g_columns, r_first, r_rest, 1, PIECES, PRECISION)
             else:
-                v = load_rows(v_ptr, other, token, v_row, near, D_V, BLOCK_V)
+                v = load_rows(v_ptr, 0, near_row, v_row, near, D_V, BLOCK_V)
                 dr = share[None, :] * dot(v, v, h_columns, h_columns, 1, 1, PRECISION)
                 dr += dd[None, :] + tl.where(r > 0, dt[None, :], tl.where(r < 0, -dt[None, :], 0.0))
             dr = tl.where(free, dr, 0.0)
@@ -283,7 +296,7 @@ def _near_field_gradient(
                 dv, w_unit, tl.trans(w), tl.trans(w_rest), p_first, p_rest,
                 PIECES, PIECES, PRECISION,
             )  # fmt: skip
-            store_rows(dv_ptr, first, token, D_V, tl.trans(dv), inside, D_V, BLOCK_V)
+            store_rows(dv_ptr, 0, row, dv_row, tl.trans(dv), inside, D_V, BLOCK_V)
         q_first, q_rest, q_unit = split(dr_p, DTYPE, False)
         if not KEYS:
             dm += q_unit * dot(
@@ -306,7 +319,9 @@ def _near_field_gradient(
         dx = tl.trans(dx)
         if KEYS:
             dx += load_rows(of_queries_ptr, first, token, D, inside, D, BLOCK_D)
-        store_rows(dx_ptr, first, token, D, dx, inside, D, BLOCK_D)
+            store_rows(dx_ptr, 0, row, dx_row, dx, inside, D, BLOCK_D)
+        else:
+            store_rows(of_queries_ptr, first, token, D, dx, inside, D, BLOCK_D)
         slopes += tl.sum(slope, 1)
         slope_x += slope_unit * dot(slope_first, slope_rest, x, x, PIECES, 1, PRECISION)
     dl = slopes[:, None] * l.to(tl.float32) - slope_x
@@ -343,9 +358,9 @@ def _load_middle(ptr, landmark, m, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _load_gradients(denominator_ptr, dd_ptr, at, valid, floor):  # [tokens] three times
+def _load_gradients(denominator_ptr, dd_ptr, row, valid, floor):  # [tokens] three times
     """1 / D̃, dD and dT."""
-    denominator = tl.load(denominator_ptr + at, mask=valid, other=1.0)
-    dd = tl.load(dd_ptr + at, mask=valid, other=0.0)
+    denominator = tl.load(denominator_ptr + row, mask=valid, other=1.0)
+    dd = tl.load(dd_ptr + row, mask=valid, other=0.0)
     dd, dt = floored_gradient(dd, denominator, floor)
     return 1 / denominator, dd, dt

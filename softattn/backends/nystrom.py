@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from softattn.backends.backend import Backend
-from softattn.backends.content_order import (
-    content_order,
-    order_of_rows,
-    padding_in_order,
-    permuted,
-)
+from softattn.backends.content_order import content_order
 from softattn.common.key_weights import softmax_query_and_weights
 from softattn.common.padding import gather_padding
 from softattn.common.quotient import QUOTIENTS
@@ -89,19 +84,15 @@ def landmark_attention(
     group: str | None = None,
 ) -> Tensor:
     """O, (batch, heads, n_q, d_v), of a call whose ``middle_factor`` is known."""
-    orders = None
+    order = None
     if near_field > 1:
-        # Runs of a near field are tokens that follow each other.
         order = content_order(backend, query, landmarks, key_padding_mask, landmark_padding_mask)
-        orders = order_of_rows(order)
-        query, value = permuted(query, *orders), permuted(value, *orders)
-        key_padding_mask = padding_in_order(key_padding_mask)
     weights = None
     if normalization == "softmax":
         query, weights = softmax_query_and_weights(
             query, key, scale, key_padding_mask, backend.weigh_keys, group
         )
-    output = backend.landmark_attention(
+    return backend.landmark_attention(
         query,
         key,
         value,
@@ -109,9 +100,9 @@ def landmark_attention(
         middle,
         quotient=normalization in QUOTIENTS,
         near_field=near_field,
+        order=order,
         key_weights=weights,
         scale=scale,
         key_padding_mask=key_padding_mask,
         group=group,
     )
-    return output if orders is None else permuted(output, *reversed(orders))

@@ -27,6 +27,19 @@ def nearest_landmarks(
     return compute(tokens, landmarks, key_padding_mask, landmark_padding_mask)
 
 
+def labels_and_places(
+    tokens: Tensor,
+    landmarks: Tensor,
+    center: Tensor,
+    direction: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See ``Backend.labels_and_places``."""
+    compute = _places_operator if is_compiled() else _labels_and_places
+    return compute(tokens, landmarks, center, direction, key_padding_mask, landmark_padding_mask)
+
+
 def cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """See ``Backend.cluster_sums``."""
     compute = _sums_operator if is_compiled() else _cluster_sums
@@ -40,18 +53,53 @@ def _nearest_landmarks(
     landmark_padding_mask: Tensor | None,
 ) -> Tensor:
     m = landmarks.shape[-2]
-    # The nearest landmark does not depend on the scale.
-    points = Landmarks(landmarks, 1.0, compute_dtype(tokens, landmarks))
-    labels = []
+    points = _points(tokens, landmarks)
+    labels = [
+        _nearest(points, points.centred(tokens[..., tile, :]), landmark_padding_mask)
+        for tile in token_slices(tokens, m + tokens.shape[-1])
+    ]
+    return _with_padding(torch.cat(labels, -1), m, key_padding_mask)
+
+
+def _labels_and_places(
+    tokens: Tensor,
+    landmarks: Tensor,
+    center: Tensor,
+    direction: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    m = landmarks.shape[-2]
+    points = _points(tokens, landmarks)
+    # The place of the point that is taken off the tokens.
+    start = matmul(points.center - center, direction.mT)
+    labels, places = [], []
     for tile in token_slices(tokens, m + tokens.shape[-1]):
-        closeness = points.closeness(points.centred(tokens[..., tile, :]))
-        if landmark_padding_mask is not None:
-            closeness = closeness.masked_fill(landmark_padding_mask[:, None, None], -torch.inf)
-        labels.append(closeness.argmax(-1))
-    nearest = torch.cat(labels, -1)
+        x = points.centred(tokens[..., tile, :])
+        labels.append(_nearest(points, x, landmark_padding_mask))
+        places.append(matmul(x, direction.mT) + start)
     return (
-        nearest if key_padding_mask is None else nearest.masked_fill(key_padding_mask[:, None], m)
+        _with_padding(torch.cat(labels, -1), m, key_padding_mask),
+        _with_padding(torch.cat(places, -2).squeeze(-1), 0, key_padding_mask),
     )
+
+
+def _points(tokens: Tensor, landmarks: Tensor) -> Landmarks:
+    # The nearest landmark does not depend on the scale.
+    return Landmarks(landmarks, 1.0, compute_dtype(tokens, landmarks))
+
+
+def _nearest(points: Landmarks, x: Tensor, landmark_padding_mask: Tensor | None) -> Tensor:
+    """The number of the landmark nearest to each token of a tile."""
+    closeness = points.closeness(x)
+    if landmark_padding_mask is not None:
+        closeness = closeness.masked_fill(landmark_padding_mask[:, None, None], -torch.inf)
+    return closeness.argmax(-1)
+
+
+def _with_padding(of_tokens: Tensor, value: int, mask: Tensor | None) -> Tensor:
+    """A number for each token, (batch, heads, n), and ``value`` where it is padding."""
+    return of_tokens if mask is None else of_tokens.masked_fill(mask[:, None], value)
 
 
 def _cluster_sums(tokens: Tensor, labels: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -97,6 +145,9 @@ def _sums_by_products(
 _nearest_operator = torch.library.custom_op("softattn::eager_nearest_landmarks", mutates_args=())(
     _nearest_landmarks
 )
+_places_operator = torch.library.custom_op("softattn::eager_labels_and_places", mutates_args=())(
+    _labels_and_places
+)
 _sums_operator = torch.library.custom_op("softattn::eager_cluster_sums", mutates_args=())(
     _cluster_sums
 )
@@ -105,6 +156,12 @@ _sums_operator = torch.library.custom_op("softattn::eager_cluster_sums", mutates
 @_nearest_operator.register_fake
 def _(tokens, landmarks, key_padding_mask, landmark_padding_mask):  # type: ignore[no-untyped-def]
     return tokens.new_empty(tokens.shape[:-1], dtype=torch.long)
+
+
+@_places_operator.register_fake
+def _(tokens, landmarks, center, direction, *masks):  # type: ignore[no-untyped-def]
+    shape = tokens.shape[:-1]
+    return tokens.new_empty(shape, dtype=torch.long), center.new_empty(shape)
 
 
 @_sums_operator.register_fake

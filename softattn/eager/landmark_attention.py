@@ -16,6 +16,7 @@ from softattn.common.products import matmul
 from softattn.common.quotient import floored, restored_diagonal
 from softattn.common.ranks import sum_over_ranks
 from softattn.eager.near_field import near_field_terms
+from softattn.eager.order import order_of_rows, padding_in_order, permuted
 from softattn.eager.passes import Passes
 from softattn.eager.product import gaussian_product, nearest_key_shift
 
@@ -32,15 +33,22 @@ def landmark_attention(
     *,
     quotient: bool,
     near_field: int,
+    order: Tensor | None,
     key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,
     group: str | None,
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
+    orders = None
+    if order is not None:
+        # The passes take runs of tokens that follow each other in memory.
+        orders = order_of_rows(order)
+        query, value = permuted(query, *orders), permuted(value, *orders)
+        key_padding_mask = padding_in_order(key_padding_mask)
     tensors = (query, key, value, landmarks, middle, key_weights, key_padding_mask)
     output, _ = apply(_LandmarkAttention, *tensors, scale, quotient, near_field, group)
-    return output
+    return output if orders is None else permuted(output, *reversed(orders))
 
 
 class _LandmarkAttention(torch.autograd.Function):

@@ -5,7 +5,7 @@ kernels are in ``softattn.kernels``, which is imported at the first call. Gradie
 too, and have no gradients: a second derivative needs ``impl="eager"``.
 """
 
-from softattn.triton.clusters import cluster_sums, nearest_landmarks
+from softattn.triton.clusters import cluster_sums, labels_and_places, nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention
 from softattn.triton.gaussian_kernel import gaussian_kernel
 from softattn.triton.key_weights import key_weights
@@ -19,6 +19,7 @@ __all__ = [
     "gaussian_attention",
     "gaussian_kernel",
     "key_weights",
+    "labels_and_places",
     "landmark_attention",
     "middle_factor",
     "near_field_attention",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from softattn.common.ridge import is_above_rounding
-from softattn.triton.clusters import cluster_sums, nearest_landmarks
+from softattn.triton.clusters import cluster_sums, labels_and_places, nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
 from softattn.triton.key_weights import key_weights as _key_weights
@@ -17,6 +17,7 @@ __all__ = [
     "cluster_sums",
     "gaussian_attention",
     "gram",
+    "labels_and_places",
     "landmark_attention",
     "nearest_landmarks",
     "regularized_middle_factor",
@@ -52,6 +53,7 @@ def landmark_attention(
     *,
     quotient: bool,
     near_field: int,
+    order: Tensor | None,
     key_weights: Tensor | None,
     scale: float,
     key_padding_mask: Tensor | None,
@@ -59,14 +61,16 @@ def landmark_attention(
 ) -> Tensor:
     """See ``Backend.landmark_attention``."""
     padding = _words(key_padding_mask)
-    if near_field > 1:
+    # A pinv may return its transpose.
+    middle = middle.float().contiguous()
+    if order is not None:
         output, *_ = near_field_attention(
-            query, value, landmarks, middle.float(), padding, scale, near_field, group or ""
+            query, value, landmarks, middle, order, padding, scale, near_field, group or ""
         )
         return output
     weights = None if key_weights is None else key_weights.squeeze(-1)
     output, *_ = _through_landmarks(
-        query, key, value, landmarks, middle.float(), weights, padding, scale, quotient, group or ""
+        query, key, value, landmarks, middle, weights, padding, scale, quotient, group or ""
     )
     return output
 

@@ -1,4 +1,4 @@
-"""The two halves of a step of k-means, as operators without a derivative."""
+"""Nearest landmarks and sums over their tokens, as operators without a derivative."""
 
 import torch
 from torch import Tensor
@@ -29,6 +29,40 @@ def nearest_landmarks(
 @nearest_landmarks.register_fake
 def _(tokens, landmarks, key_padding_mask, landmark_padding_mask):  # type: ignore[no-untyped-def]
     return tokens.new_empty(tokens.shape[:-1], dtype=torch.long)
+
+
+@torch.library.custom_op("softattn::labels_and_places", mutates_args=())
+def labels_and_places(
+    tokens: Tensor,
+    landmarks: Tensor,
+    center: Tensor,
+    direction: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See ``Backend.labels_and_places``; landmarks are rounded to the dtype of the tokens."""
+    from softattn import kernels
+
+    # Float32 tokens lose their center; in half precision this would lose digits.
+    center, is_wide = center.squeeze(2).contiguous(), tokens.dtype == torch.float32
+    return kernels.labels_and_places(
+        tokens,
+        landmarks.to(tokens.dtype),
+        direction=direction.squeeze(2).contiguous(),
+        origin=None if is_wide else center,
+        center=center if is_wide else None,
+        padding=key_padding_mask,
+        landmark_padding=landmark_padding_mask,
+    )
+
+
+@labels_and_places.register_fake
+def _(tokens, landmarks, center, direction, *masks):  # type: ignore[no-untyped-def]
+    shape = tokens.shape[:-1]
+    return (
+        tokens.new_empty(shape, dtype=torch.long),
+        tokens.new_empty(shape, dtype=torch.float32),
+    )
 
 
 @torch.library.custom_op("softattn::cluster_sums", mutates_args=())

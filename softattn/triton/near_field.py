@@ -14,6 +14,7 @@ from softattn.triton.registration import (
     operator,
     rate_of,
     register_gradient,
+    rows_like,
     shapes_of,
 )
 
@@ -24,6 +25,7 @@ def near_field_attention(
     value: Tensor,
     landmarks: Tensor,
     middle: Tensor,
+    order: Tensor,
     padding: Tensor | None,
     scale: float,
     near_field: int,
@@ -32,10 +34,12 @@ def near_field_attention(
     """O = (P M Pᵀ V + R V) / (P M Pᵀ 1 + R 1), with R = k(X, X) − P M Pᵀ within runs.
 
     Args:
-        tokens: X, (batch, heads, n, d), in the order of their content, padding last.
+        tokens: X, (batch, heads, n, d).
         value: V, (batch, heads, n, d_v).
         landmarks: L, (batch, heads, m, d).
         middle: M, (batch, heads, m, m), float32.
+        order: (batch, heads, n), int64, which token comes in each place; a run is ``near_field``
+            tokens that follow each other. It has no gradient.
         padding: (batch, n), int32, not 0 where a token is padding; its output is 0.
         scale: s.
         near_field: tokens of a run, at least 2.
@@ -66,6 +70,7 @@ def near_field_attention(
         value,
         weights=weights,
         middle=pieces,
+        order=order,
         near_field=near_field,
         floor=FLOOR,
         underflow=underflow(torch.float32),
@@ -79,7 +84,7 @@ def _(tokens, value, landmarks, middle, *rest):  # type: ignore[no-untyped-def]
     batch, heads, n, _ = tokens.shape
     m, d_v = landmarks.shape[2], value.shape[3]
     return (
-        value.new_empty((batch, heads, n, d_v)),
+        rows_like(d_v, tokens, value.dtype),
         tokens.new_empty((batch, heads, m, d_v + 1), dtype=torch.float32),
         tokens.new_empty((batch, heads, n), dtype=torch.float32),
     )
@@ -92,6 +97,7 @@ def near_field_attention_gradient(
     value: Tensor,
     landmarks: Tensor,
     middle: Tensor,
+    order: Tensor,
     padding: Tensor | None,
     output: Tensor,
     sums: Tensor,
@@ -134,6 +140,7 @@ def near_field_attention_gradient(
         denominator=denominator,
         grad_denominator=through.denominator,
         grad_sums=grad_sums,
+        order=order,
         near_field=near_field,
         scale=scale,
         **common,
@@ -148,7 +155,12 @@ def near_field_attention_gradient(
 
 @shapes_of(near_field_attention_gradient)
 def _(grad, tokens, value, landmarks, middle, *rest):  # type: ignore[no-untyped-def]
-    return tuple(contiguous_like(tensor) for tensor in (tokens, value, landmarks, middle))
+    return (
+        rows_like(tokens.shape[3], tokens),
+        rows_like(value.shape[3], value),
+        contiguous_like(landmarks),
+        contiguous_like(middle),
+    )
 
 
 register_gradient(near_field_attention, near_field_attention_gradient)

@@ -153,6 +153,10 @@ def test_opcheck_of_clusters(padded):
     masks = [torch.arange(n).expand(2, -1) > n - 2 if padded else None for n in (7, 4)]
     operators = torch.ops.softattn
     torch.library.opcheck(operators.eager_nearest_landmarks.default, (tokens, landmarks, *masks))
+    line = landmarks[:, :, :1].detach()
+    torch.library.opcheck(
+        operators.eager_labels_and_places.default, (tokens, landmarks, line, line, *masks)
+    )
     labels = torch.ops.softattn.eager_nearest_landmarks(tokens, landmarks, *masks)
     torch.library.opcheck(operators.eager_cluster_sums.default, (tokens.bfloat16(), labels, 4))
 

@@ -100,8 +100,8 @@ def test_near_field():
     def attend(near_field):
         softmax_free_attention(query, None, value, landmarks, near_field=near_field, impl="eager")
 
-    # The nearest landmarks, and the power iteration along their main direction.
-    order = product(N, D, M) + 4 * 2 * product(1, D, M)
+    # The nearest landmarks, the places on the main direction, and the power iteration for it.
+    order = product(N, D, M) + product(N, D, 1) + product(1, D, 1) + 4 * 2 * product(1, D, M)
     # k(X, X) and P M Pᵀ within runs; R [V, 1] and |R| 1.
     blocks = product(run, D, run) + product(run, M, run) + product(run, run, D_V + 2)
     added = flops(lambda: attend(run)) - flops(lambda: attend(1))
@@ -112,13 +112,14 @@ def test_operator_with_a_near_field():
     """In runs of one token it computes the diagonal, by products that the other operator spares."""
     query, _, value, landmarks = tensors(False, "meta")
     middle = torch.zeros(BATCH, HEADS, M, M, device="meta", requires_grad=True)
+    order = torch.zeros(BATCH, HEADS, N, dtype=torch.long, device="meta")
 
     def without():
         arguments = (query, None, value, landmarks, middle, None, None, 0.5, True)
         return operators.landmark_attention(*arguments)[0]
 
     def attend(near_field):
-        arguments = (query, value, landmarks, middle, None, 0.5, near_field)
+        arguments = (query, value, landmarks, middle, order, None, 0.5, near_field)
         return operators.near_field_attention(*arguments)[0]
 
     p, p_middle = product(N, D, M), product(N, M, M)
@@ -179,6 +180,10 @@ def test_a_step_of_k_means():
     one_hot = torch.zeros(BATCH, HEADS, M, N, device="meta")
     nearest = flops(lambda: operators.nearest_landmarks(query, landmarks, None, None))
     assert nearest == flops(lambda: query @ landmarks.mT) > 0
+    line = torch.zeros(BATCH, HEADS, 1, D, device="meta")
+    arguments = (query, landmarks, line, line, None, None)
+    with_places = flops(lambda: operators.labels_and_places(*arguments))
+    assert with_places == nearest + flops(lambda: query @ line.mT)
     assert flops(lambda: operators.cluster_sums(query, labels, M)) == flops(lambda: one_hot @ query)
 
 

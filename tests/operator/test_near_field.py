@@ -114,6 +114,62 @@ def test_tokens_of_a_cell_follow_the_main_direction():
         assert torch.equal(of_cell, of_cell.sort().values)
 
 
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_order_of_tokens_does_not_depend_on_odd_ones(odd):
+    tokens, landmarks = normal(1, 1, 40, 3, seed=0).float(), normal(1, 1, 4, 3, seed=1).float()
+    tokens[:, :, ::4, 1] = odd
+    order = content_order(EAGER, tokens, landmarks)[0, 0]
+    assert sorted(order.tolist()) == list(range(40))
+    cells = EAGER.nearest_landmarks(tokens, landmarks, None, None)[0, 0, order]
+    assert len(cells.unique_consecutive()) == len(cells.unique()), "a cell comes twice"
+    usual = torch.arange(40)[torch.arange(40) % 4 > 0]
+    alone = usual[content_order(EAGER, tokens[:, :, usual], landmarks)[0, 0]]
+    assert torch.equal(order[order % 4 > 0], alone)
+
+
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, 1e30])
+def test_content_of_padding_does_not_change_the_order(content):
+    tokens, landmarks = normal(1, 2, 40, 3, seed=0), normal(1, 2, 4, 3, seed=1)
+    padding = torch.arange(40)[None] % 3 == 1
+    expected = content_order(EAGER, tokens, landmarks, padding)
+    tokens = tokens.masked_fill(padding[:, None, :, None], content)
+    order = content_order(EAGER, tokens, landmarks, padding)
+    assert torch.equal(order, expected)
+    assert padding[0, order[..., -13:]].all()
+
+
+@pytest.mark.parametrize("direction", [[3.0, 1.0], [0.0, 0.0]])
+def test_order_far_from_the_origin(direction):
+    line = torch.tensor([0.0, 1.0, 3.0, 4.0, 6.0, 7.0])[:, None] * torch.tensor(direction)
+    # In float32 the mean of six such numbers is not the number.
+    landmarks = (line + 10_000.1)[None, None]
+    tokens = landmarks.repeat_interleave(500, 2) + normal(3000, 2, seed=0).float()
+    order = content_order(EAGER, tokens, landmarks)[0, 0]
+    # Landmarks in one point have no direction; the order is then by the sum of the features.
+    along = torch.tensor(direction if any(direction) else [1.0, 1.0], dtype=torch.float64)
+    places = ((tokens.double() - 10_000) @ along)[0, 0, order] / along.norm()
+    cells = torch.cdist(tokens.double(), landmarks.double()).argmin(-1)[0, 0, order]
+    steps = places.diff()[cells[1:] == cells[:-1]]
+    assert len(steps) >= 2994
+    assert (steps > -3e-4).all()
+
+
+@pytest.mark.parametrize("m", [2047, 2048])
+def test_order_by_many_landmarks(m):
+    # The last landmarks whose keys fit in 32 bits, and one more.
+    landmarks = normal(1, 1, m, 1, seed=0)
+    padding = torch.arange(m)[None] % 3 == 1
+    order = content_order(EAGER, landmarks, landmarks, padding)
+    places = landmarks[..., 0].masked_fill(padding, torch.inf)
+    assert torch.equal(order, places.argsort(stable=True))
+
+
+def test_equal_tokens_keep_their_order():
+    tokens, landmarks = normal(1, 1, 1, 3, seed=0), normal(1, 1, 4, 3, seed=1)
+    order = content_order(EAGER, tokens.expand(-1, -1, 300, -1), landmarks)
+    assert torch.equal(order[0, 0], torch.arange(300))
+
+
 def inverse_that_is_wrong(gram):
     """Not symmetric, and so large that entries of R are clamped and denominators at the floor."""
     m = gram.shape[-1]

@@ -31,6 +31,25 @@ def test_no_landmark_is_nearer_than_the_one_that_is_found(dtype, padded, device)
     assert (found.squeeze(-1) <= distances.amin(-1) + 1e-5).all()
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_places_on_a_line_come_with_the_labels(dtype, padded, device):
+    # Products of coordinates this far from the origin would lose digits.
+    far = 1000 if dtype == torch.float32 else 0
+    tokens, landmarks = (far + normal(2, 2, n, 5, seed=n).to(device, dtype) for n in (50, 37))
+    center, direction = (normal(2, 2, 1, 5, seed=i, dtype=torch.float32).to(device) for i in (1, 2))
+    center += far
+    masks, places = [None, None], ((tokens - center.double()) * direction).sum(-1)
+    if padded:
+        masks = [torch.rand(2, n, device=device) < 0.4 for n in (50, 37)]
+        tokens = tokens.masked_fill(masks[0][:, None, :, None], float("nan"))
+        places = places.masked_fill(masks[0][:, None], 0)
+    for backend in (operators, eager):
+        labels, found = backend.labels_and_places(tokens, landmarks, center, direction, *masks)
+        assert torch.equal(labels, backend.nearest_landmarks(tokens, landmarks, *masks))
+        torch.testing.assert_close(found, places.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_the_first_of_equally_near_landmarks_gets_a_token(device):
     tokens = normal(1, 1, 40, 4, seed=0, dtype=torch.float32).to(device)
     landmarks = tokens[:, :, :20].repeat_interleave(2, 2)
@@ -79,11 +98,16 @@ def test_no_tokens(device):
     assert (numbers == 0).all()
     landmarks = torch.zeros(2, 1, 4, 3, device=device)
     assert operators.nearest_landmarks(tokens, landmarks, None, None).shape == (2, 1, 0)
+    line = torch.ones(2, 1, 1, 3, device=device)
+    for found in operators.labels_and_places(tokens, landmarks, line, line, None, None):
+        assert found.shape == (2, 1, 0)
 
 
 def test_opcheck(device):
     tokens, landmarks = (normal(2, 1, n, 3, seed=n, dtype=torch.float32).to(device) for n in (7, 4))
     torch.library.opcheck(operators.nearest_landmarks, (tokens, landmarks, None, None))
+    line = landmarks[:, :, :1].detach()
+    torch.library.opcheck(operators.labels_and_places, (tokens, landmarks, line, line, None, None))
     labels = eager.nearest_landmarks(tokens, landmarks, None, None)
     torch.library.opcheck(operators.clusters.sums_and_numbers, (tokens, labels, 4))
     assert kernels.cluster_sums(tokens, labels, 4).shape == (2, 1, 4, 4)

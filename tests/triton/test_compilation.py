@@ -56,7 +56,7 @@ VARIANTS_OF = {
     "token_gradient_diagonal": ("gradient, diagonal and weights", "gradient, diagonal"),
     "near_field_output": ("near field",),
     "near_field_gradient": ("near field gradient",),
-    "nearest_landmarks": ("nearest",),
+    "nearest_landmarks": ("nearest with places", "nearest"),
     "cluster_sums": ("clusters",),
     "gaussian_kernel": ("block",),
     "gaussian_kernel_gradient": ("block gradient",),

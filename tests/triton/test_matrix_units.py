@@ -78,7 +78,7 @@ def test_exact_attention(device, size, normalize):
 
 @pytest.mark.parametrize("near_field", [3, 16, 64])
 def test_near_field(device, size, near_field):
-    """Of tokens in the order that they have: equal distances to landmarks decide about another."""
+    """In a random order: in that of their content equal distances to landmarks decide."""
     if device.type == "cpu":
         # The interpreter truncates what it stores as bfloat16, and dM follows from the output.
         size = (*size[:2], torch.float16)
@@ -91,6 +91,8 @@ def test_near_field(device, size, near_field):
     gram = EAGER.gram(landmarks.double(), landmarks.double(), scale)
     middle = torch.linalg.inv(gram + 0.01 * torch.eye(gram.shape[-1], device=device)).float()
 
+    order = normal(*query.shape[:3], seed=4).argsort().to(device)
+
     def attend(impl, query, value, landmarks, middle):
         return (TRITON if impl == "triton" else EAGER).landmark_attention(
             query,
@@ -100,6 +102,7 @@ def test_near_field(device, size, near_field):
             middle,
             quotient=True,
             near_field=near_field,
+            order=order,
             key_weights=None,
             scale=scale,
             key_padding_mask=None,

@@ -15,6 +15,7 @@ from softattn import (
     softmax_free_attention,
 )
 from softattn.backends.backend import EAGER, TRITON
+from softattn.backends.content_order import content_order
 from softattn.common.quotient import FLOOR
 from softattn.eager.near_field import NearField
 
@@ -36,6 +37,17 @@ def tensors(dtype, *, spread=1.0, asymmetric=0.0):
     return tokens, value, landmarks, middle.float()
 
 
+def heads_last(t):
+    """The tensor as a layer stores it, whose heads are columns of its tokens."""
+    return t.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def random_order(padding=None):
+    """An order of the tokens of each head, padding last."""
+    keys = torch.rand(1, 2, N, generator=torch.Generator().manual_seed(7))
+    return (keys if padding is None else keys + padding.cpu()[:, None]).argsort()
+
+
 def output_and_gradients(backend, inputs, dtype, near_field, padding=None):
     """O, dX, dV, dL and dM of a random projection of O."""
     *rows, middle = inputs
@@ -50,6 +62,7 @@ def output_and_gradients(backend, inputs, dtype, near_field, padding=None):
         middle,
         quotient=True,
         near_field=near_field,
+        order=random_order(padding).to(device),
         key_weights=None,
         scale=SCALE,
         key_padding_mask=padding,
@@ -63,7 +76,7 @@ def output_and_gradients(backend, inputs, dtype, near_field, padding=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_output_and_gradients_are_within_budget(device, dtype, near_field, padded):
     inputs = tensors(dtype, asymmetric=0.1)
-    padding = torch.arange(N)[None] >= 18 if padded else None
+    padding = torch.arange(N)[None] % 7 == 2 if padded else None
     truth = output_and_gradients(EAGER, inputs, torch.float64, near_field, padding)
     plain = output_and_gradients(EAGER, inputs, torch.float32, near_field, padding)
     inputs = [t.to(device) for t in inputs]
@@ -80,8 +93,9 @@ def test_output_and_gradients_are_within_budget(device, dtype, near_field, padde
 
 def test_wrong_inverse_meets_the_bounds_and_the_floor_as_in_eager(device):
     tokens, value, landmarks, middle = tensors(torch.float32, asymmetric=4.0)
-    p = reference.gaussian_kernel(tokens, landmarks, SCALE)
-    near = NearField(tokens, p, p @ middle, torch.ones(1, 2, N, 1), 8, SCALE)
+    ordered = tokens.take_along_dim(random_order().unsqueeze(-1), 2)
+    p = reference.gaussian_kernel(ordered, landmarks, SCALE)
+    near = NearField(ordered, p, p @ middle, torch.ones(1, 2, N, 1), 8, SCALE)
     for bound in (-1, 0, 1):
         assert (near.remainder == bound).any()
     z = middle @ p.sum(2).unsqueeze(-1)
@@ -102,11 +116,11 @@ def test_one_run_of_all_tokens_is_the_exact_operator(device):
 
 
 def test_padding_and_strides_do_not_change_a_bit(device):
-    inputs = [t.to(device) for t in tensors(torch.bfloat16)]
-    padding = (torch.arange(N) >= 13)[None].to(device)
+    inputs = [t.to(device) for t in tensors(torch.bfloat16, asymmetric=0.1)]
+    padding = (torch.arange(N) % 5 > 2)[None].to(device)
     hidden = padding[:, None, :, None]
     expected = output_and_gradients(TRITON, inputs, torch.bfloat16, 4, padding)
-    for filling, scatter in ((float("nan"), lambda t: t.mT.contiguous().mT), (7.0, torch.clone)):
+    for filling, scatter in ((float("nan"), lambda t: t.mT.contiguous().mT), (7.0, heads_last)):
         filled = [t.masked_fill(hidden, filling) for t in inputs[:2]] + inputs[2:]
         again = output_and_gradients(
             TRITON, [scatter(t) for t in filled], torch.bfloat16, 4, padding
@@ -115,6 +129,24 @@ def test_padding_and_strides_do_not_change_a_bit(device):
             torch.testing.assert_close(a, b, **EXACT)
     for of_tokens in expected[:3]:
         assert (of_tokens.masked_select(hidden) == 0).all()
+
+
+def test_outputs_and_gradients_are_stored_as_their_tokens(device):
+    *rows, middle = (t.to(device) for t in tensors(torch.bfloat16))
+    inputs = (*map(heads_last, rows), middle)
+    output, *gradients = output_and_gradients(TRITON, inputs, torch.bfloat16, 4)
+    for stored in (output, *gradients[:2]):
+        assert stored.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_order_of_tokens_is_that_of_eager(device, dtype):
+    tokens, _, landmarks, _ = tensors(dtype)
+    padding = torch.arange(N)[None] % 7 == 2
+    expected = content_order(EAGER, tokens, landmarks, padding)
+    tokens = tokens.masked_fill(padding[:, None, :, None], torch.nan)
+    order = content_order(TRITON, *(t.to(device) for t in (tokens, landmarks, padding)))
+    assert torch.equal(order.cpu(), expected)
 
 
 def test_layer_and_packed_sequences_as_in_eager(device):

@@ -62,7 +62,8 @@ def test_opcheck_of_landmark_attention(device, quotient, weighted, crossed, padd
 def test_opcheck_of_near_field_attention(device, padded):
     inputs = tensors(device, (2, 1, 5, 3), (2, 1, 5, 4), (2, 1, 2, 3), (2, 1, 2, 2))
     padding = torch.zeros(2, 5, dtype=torch.int32, device=device) if padded else None
-    torch.library.opcheck(operators.near_field_attention, (*inputs, padding, 0.5, 2))
+    order = torch.rand(2, 1, 5, device=device).argsort()
+    torch.library.opcheck(operators.near_field_attention, (*inputs, order, padding, 0.5, 2))
 
 
 @pytest.mark.parametrize(
@@ -106,11 +107,15 @@ def test_opcheck_of_newton(device):
 
 # On torch 2.6 graphs break at softattn's functions.
 @pytest.mark.needs_newer_torch
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    "choices",
+    [*({"normalization": n} for n in NORMALIZATIONS), {"near_field": 4}],
+    ids=[*NORMALIZATIONS, "near field"],
+)
 @pytest.mark.parametrize("padded", [False, True])
-def test_layer_compiles_whole(device, normalization, padded):
+def test_layer_compiles_whole(device, choices, padded):
     torch.compiler.reset()  # Dynamo takes no more than a few variants of one function
-    layer = SoftmaxFreeAttention(16, 2, normalization=normalization, impl="triton", device=device)
+    layer = SoftmaxFreeAttention(16, 2, **choices, impl="triton", device=device)
     (x,) = tensors(device, (2, 4, 5, 16))
     options = {}
     if padded:
