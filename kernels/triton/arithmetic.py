@@ -43,7 +43,10 @@ def stretch_of_program(unit, stretches, length, n):
 
 @triton.jit
 def load_rows(ptr, first, row, stride, real, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows from ``first`` on, [rows, BLOCK]; 0 where not ``real`` and beyond the columns."""
+    """Rows from ``first`` on, [rows, BLOCK]; 0 where not ``real`` and beyond the columns.
+
+    With None for ``first`` they are any rows. Their offsets are then 64 bits wide.
+    """
     at, mask = _at_rows(ptr, first, row, stride, real, COLUMNS, BLOCK)
     return tl.load(at, mask=mask, other=0.0)
 
@@ -57,7 +60,10 @@ def store_rows(ptr, first, row, stride, tile, real, COLUMNS: tl.constexpr, BLOCK
 
 @triton.jit
 def _at_rows(ptr, first, row, stride, real, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    ptr += tl.cast(first, tl.int64) * stride
+    if first is None:
+        row = row.to(tl.int64)
+    else:
+        ptr += tl.cast(first, tl.int64) * stride
     columns = tl.arange(0, BLOCK)
     mask = real[:, None]
     if COLUMNS != BLOCK:

@@ -158,7 +158,7 @@ def _near_field_output(
         inside = token < n - first
         row, valid = tokens_in_order(order_ptr, padding_ptr, first, token, inside)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, 0, row, x_row, valid, center_ptr, D, BLOCK_D)
+        x, x_square = load_points(x_ptr, None, row, x_row, valid, center_ptr, D, BLOCK_D)
         # [BLOCK_N, BLOCK_M]
         p = tl.exp2(exponent(x, x_square, l_columns, l_square, rate, PRECISION))
         p_first, p_rest, _ = split(p, DTYPE, True)
@@ -184,9 +184,9 @@ def _near_field_output(
                 order_ptr, padding_ptr, other, token, token < near_end - other
             )
             # [BLOCK_N, BLOCK_D], [BLOCK_N]
-            y, y_square = load_points(x_ptr, 0, near_row, x_row, near, center_ptr, D, BLOCK_D)
+            y, y_square = load_points(x_ptr, None, near_row, x_row, near, center_ptr, D, BLOCK_D)
             # [BLOCK_N, BLOCK_V]
-            v = load_rows(v_ptr, 0, near_row, v_row, near, D_V, BLOCK_V)
+            v = load_rows(v_ptr, None, near_row, v_row, near, D_V, BLOCK_V)
             # [BLOCK_N, BLOCK_M]
             q = tl.exp2(exponent(y, y_square, l_columns, l_square, rate, PRECISION))
             q_first, q_rest, _ = split(q, DTYPE, True)
@@ -205,16 +205,14 @@ def _near_field_output(
         o *= floored_share(denominator, terms, floor, underflow, to, inside)[:, None]
         if padding_ptr is not None:
             o = tl.where(valid[:, None], o, 0.0)
-        store_rows(o_ptr, 0, row, o_row, o, inside, D_V, BLOCK_V)
+        store_rows(o_ptr, None, row, o_row, o, inside, D_V, BLOCK_V)
 
 
 @triton.jit
 def tokens_in_order(order_ptr, padding_ptr, first, place, inside):  # [places] twice
-    """The rows of the tokens in the places from ``first`` on, and which are not padding.
-
-    Rows are 64 bits wide, as a row times a stride can be.
-    """
-    row = tl.load(order_ptr + (first + place), mask=inside, other=0)
+    """The rows of the tokens in the places from ``first`` on, and which are not padding."""
+    # In 32 bits, for they stay in registers until the last of their tiles is loaded.
+    row = tl.load(order_ptr + (first + place), mask=inside, other=0).to(tl.int32)
     return row, without_padding(padding_ptr, 0, row, inside)
 
 

@@ -229,13 +229,13 @@ def _near_field_gradient(
         inside = token < n - first
         row, valid = tokens_in_order(order_ptr, padding_ptr, first, token, inside)
         # [BLOCK_N, BLOCK_D], [BLOCK_N]
-        x, x_square = load_points(x_ptr, 0, row, x_row, valid, center_ptr, D, BLOCK_D)
+        x, x_square = load_points(x_ptr, None, row, x_row, valid, center_ptr, D, BLOCK_D)
         x_columns = tl.trans(x)
         # V as keys, G as queries: [BLOCK_V, BLOCK_N]
         if KEYS:
-            h = load_rows(v_ptr, 0, row, v_row, valid, D_V, BLOCK_V)
+            h = load_rows(v_ptr, None, row, v_row, valid, D_V, BLOCK_V)
         else:
-            h = load_rows(g_ptr, 0, row, g_row, valid, D_V, BLOCK_V)
+            h = load_rows(g_ptr, None, row, g_row, valid, D_V, BLOCK_V)
             share, dd, dt = _load_gradients(denominator_ptr, dd_ptr, row, valid, floor)
         h_columns = tl.trans(h)
         # [BLOCK_M, BLOCK_N]
@@ -256,7 +256,7 @@ def _near_field_gradient(
             near_row, near = tokens_in_order(
                 order_ptr, padding_ptr, other, token, token < near_end - other
             )
-            y, y_square = load_points(x_ptr, 0, near_row, x_row, near, center_ptr, D, BLOCK_D)
+            y, y_square = load_points(x_ptr, None, near_row, x_row, near, center_ptr, D, BLOCK_D)
             y_columns = tl.trans(y)
             # P of the tokens j: [BLOCK_M, BLOCK_N]
             q = tl.exp2(exponent(l, l_square, y_columns, y_square, rate, PRECISION))
@@ -269,7 +269,7 @@ def _near_field_gradient(
             k = near_kernel(y, y_square, x, x_square, own, rate, PRECISION)
             r, free = remainder(k, approximated, own, of_one_run)
             if KEYS:
-                g = load_rows(g_ptr, 0, near_row, g_row, near, D_V, BLOCK_V)
+                g = load_rows(g_ptr, None, near_row, g_row, near, D_V, BLOCK_V)
                 share, dd, dt = _load_gradients(denominator_ptr, dd_ptr, near_row, near, floor)
                 dr = share[:, None] * dot(g, g, h_columns, h_columns, 1, 1, PRECISION)
                 dr += dd[:, None] + tl.where(r > 0, dt[:, None], tl.where(r < 0, -dt[:, None], 0.0))
@@ -277,7 +277,7 @@ def _near_field_gradient(
                 g_columns = tl.trans(g)
                 dv += r_unit * dot(g_columns, g_columns, r_first, r_rest, 1, PIECES, PRECISION)
             else:
-                v = load_rows(v_ptr, 0, near_row, v_row, near, D_V, BLOCK_V)
+                v = load_rows(v_ptr, None, near_row, v_row, near, D_V, BLOCK_V)
                 dr = share[None, :] * dot(v, v, h_columns, h_columns, 1, 1, PRECISION)
                 dr += dd[None, :] + tl.where(r > 0, dt[None, :], tl.where(r < 0, -dt[None, :], 0.0))
             dr = tl.where(free, dr, 0.0)
@@ -296,7 +296,7 @@ def _near_field_gradient(
                 dv, w_unit, tl.trans(w), tl.trans(w_rest), p_first, p_rest,
                 PIECES, PIECES, PRECISION,
             )  # fmt: skip
-            store_rows(dv_ptr, 0, row, dv_row, tl.trans(dv), inside, D_V, BLOCK_V)
+            store_rows(dv_ptr, None, row, dv_row, tl.trans(dv), inside, D_V, BLOCK_V)
         q_first, q_rest, q_unit = split(dr_p, DTYPE, False)
         if not KEYS:
             dm += q_unit * dot(
@@ -319,7 +319,7 @@ def _near_field_gradient(
         dx = tl.trans(dx)
         if KEYS:
             dx += load_rows(of_queries_ptr, first, token, D, inside, D, BLOCK_D)
-            store_rows(dx_ptr, 0, row, dx_row, dx, inside, D, BLOCK_D)
+            store_rows(dx_ptr, None, row, dx_row, dx, inside, D, BLOCK_D)
         else:
             store_rows(of_queries_ptr, first, token, D, dx, inside, D, BLOCK_D)
         slopes += tl.sum(slope, 1)

@@ -10,6 +10,7 @@ from softattn import (
     gaussian_attention,
     softmax_free_attention,
 )
+from softattn.backends.backend import EAGER, TRITON
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -26,6 +27,41 @@ def test_tokens_beyond_2_31_elements(device, normalization):
         tokens.requires_grad_(True).grad = None
         output = softmax_free_attention(
             tokens, None, value, landmarks, normalization=normalization, impl=impl
+        )
+        output[:, :, last].float().square().sum().backward()
+        results.append((output.detach()[:, :, last].float(), tokens.grad[:, :, last].float()))
+        del output
+    for triton, eager in zip(*results, strict=True):
+        assert (triton - eager).abs().amax() <= 0.02 * eager.abs().amax()
+
+
+def test_near_field_of_tokens_beyond_2_31_elements(device):
+    """In a random order: every tile has rows from the whole of the memory."""
+    n, d, m = 2**25 + 100, 64, 15
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (1, 1, n, d)
+    tokens = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    value = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    order = torch.rand(shape[:-1], generator=generator, device=device).argsort()
+    landmarks = tokens[:, :, :m].clone()
+    middle = torch.eye(m, device=device).expand(1, 1, m, m)
+    last = slice(n - 1000, n)
+    results = []
+    for backend in (TRITON, EAGER):
+        tokens.requires_grad_(True).grad = None
+        output = backend.landmark_attention(
+            tokens,
+            None,
+            value,
+            landmarks,
+            middle,
+            quotient=True,
+            near_field=16,
+            order=order,
+            key_weights=None,
+            scale=d**-0.5,
+            key_padding_mask=None,
+            group=None,
         )
         output[:, :, last].float().square().sum().backward()
         results.append((output.detach()[:, :, last].float(), tokens.grad[:, :, last].float()))
