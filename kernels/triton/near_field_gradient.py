@@ -296,8 +296,8 @@ def _near_field_gradient(
                 dv, w_unit, tl.trans(w), tl.trans(w_rest), p_first, p_rest,
                 PIECES, PIECES, PRECISION,
             )  # fmt: skip
-            # Again, for until here they would take registers. With the same ``other`` as before, the
-            # compiler would make one load of both.
+            # Again, for until here they would take registers. With the same ``other`` as before
+            # the compiler would make one load of both.
             row = tl.load(order_ptr + (first + token), mask=inside, other=1)
             store_rows(dv_ptr, None, row, dv_row, tl.trans(dv), inside, D_V, BLOCK_V)
         q_first, q_rest, q_unit = split(dr_p, DTYPE, False)
