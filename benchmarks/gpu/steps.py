@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PYTHON = sys.executable
-# pytest-benchmark, where it is installed, warns beside xdist, and warnings are errors.
-_TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark")
+# Verbose, so that the log of a run that is cut off names what failed. pytest-benchmark, where it is
+# installed, warns beside xdist, and warnings are errors.
+_TESTS = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:benchmark")
 
 
 @dataclass(frozen=True)
