@@ -158,9 +158,9 @@ FLOAT32: Table = {
 }
 # Compute capability 9, whose groups of four warps multiply 64 rows at once and take factors from
 # shared memory as it stands. Chosen by their times on an H200, where 64 rows for four warps are
-# nearly always the fastest. There, Triton 3.6 compiles some tiles of the gradients wrongly, or so that
-# they read shared memory out of bounds: tiles of 16 or 32 tokens and 64 landmarks with one stage, for
-# a near field also with more, and for a diagonal also those of several blocks.
+# nearly always the fastest. There, Triton 3.6 compiles some tiles of the gradients wrongly, or so
+# that they read shared memory out of bounds: tiles of 16 or 32 tokens and 64 landmarks with one
+# stage, for a near field also with more, and for a diagonal also those of several blocks.
 HALF_ON_WARP_GROUPS: Table = {
     "tokens_to_landmarks": {
         64: ((64, 64, 4, 3), (64, 128, 4, 3), (64, 64, 4, 3)),
