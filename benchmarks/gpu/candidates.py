@@ -11,28 +11,49 @@ from typing import Any
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.trial import Tile, checked, seconds
 
-# By variant and landmarks: tokens, landmarks, warps and stages of tiles. Of several blocks of
-# landmarks the last is not full: a fault may show there alone.
-_GRIDS: dict[tuple[str, int], tuple[tuple[int, ...], ...]] = {
-    ("gradient", 64): ((32, 64), (64,), (4, 8), (1, 2, 3)),
-    ("gradient, diagonal", 64): ((16, 32, 64), (64,), (4, 8), (1, 2, 3)),
-    ("quotient gradient, diagonal", 64): ((32, 64), (64,), (4, 8), (1, 2, 3)),
-    ("output, diagonal", 64): ((64, 128), (64,), (4, 8), (1, 2, 3)),
-    ("output", 64): ((64, 128), (64,), (4, 8), (2, 3)),
-    ("sums with ones", 64): ((64, 128), (64,), (4, 8), (2, 3, 4)),
-    ("gradient, diagonal and weights", 64): ((16, 32), (64,), (4, 8), (1,)),
-    ("gradient, exact normalized", 1000): ((32, 64), (32, 64), (4, 8), (1, 2)),
-    ("gradient", 200): ((32, 64), (32, 64), (4, 8), (1, 2)),
-    ("gradient, diagonal", 200): ((16, 32, 64), (32, 64), (4,), (1, 2)),
-    ("quotient gradient, diagonal", 200): ((32, 64), (32, 64), (4,), (1, 2)),
-    ("output, diagonal", 200): ((32, 64), (32, 64), (4,), (1, 2, 3)),
-    ("output, exact normalized", 1000): ((64, 128), (64,), (4, 8), (1, 2, 3)),
-    ("middle factor", 64): ((32, 64), (64,), (4, 8), (1,)),
-    ("middle factor", 128): ((16, 32, 64, 128), (128,), (4, 8), (1,)),
-    ("middle factor gradient", 128): ((16, 32, 64), (128,), (4, 8), (1,)),
-    ("middle factor gradient", 64): ((32, 64), (64,), (4, 8), (1,)),
-    ("weights, token", 64): ((16, 32, 64), (64,), (4, 8), (1,)),
-    ("weights gradient, token", 64): ((16, 32, 64), (64,), (4, 8), (1,)),
+# Tokens, landmarks, warps and stages of tiles. Of several blocks of landmarks the last is not full: a
+# fault may show there alone.
+_GRIDS: dict[Case, tuple[tuple[int, ...], ...]] = {
+    Case("sums with ones", 64, 64): ((64, 128), (64,), (4, 8), (2, 3, 4)),
+    Case("output", 64, 64): ((64, 128), (64,), (4, 8), (2, 3)),
+    Case("output, diagonal", 64, 64): ((64, 128), (64,), (4, 8), (1, 2, 3)),
+    Case("quotient gradient, diagonal", 64, 64): ((32, 64), (64,), (4, 8), (1, 2, 3)),
+    Case("gradient", 64, 64): ((32, 64), (64,), (4, 8), (1, 2, 3)),
+    Case("gradient, diagonal", 64, 64): ((16, 32, 64), (64,), (4, 8), (1, 2, 3)),
+    Case("gradient, diagonal and weights", 64, 64): ((16, 32), (64,), (4, 8), (1,)),
+    Case("sums with ones", 64, 128): ((32, 64), (128,), (4, 8), (2, 3)),
+    Case("output", 64, 128): ((64, 128), (128,), (4, 8), (2, 3)),
+    Case("output, diagonal", 64, 128): ((32, 64, 128), (128,), (4, 8), (1, 2)),
+    Case("quotient gradient, diagonal", 64, 128): ((16, 32, 64), (128,), (8,), (1, 2, 3)),
+    Case("gradient", 64, 128): ((32, 64), (128,), (4, 8), (1, 2)),
+    Case("gradient, diagonal", 64, 128): ((16, 32, 64), (128,), (4, 8), (1, 2)),
+    Case("output, diagonal", 64, 200): ((32, 64, 128), (32, 64, 128), (4, 8), (1, 2)),
+    Case("quotient gradient, diagonal", 64, 200): ((32, 64), (32, 64, 128), (4, 8), (1, 2, 3)),
+    Case("gradient", 64, 200): ((32, 64), (32, 64), (4, 8), (1, 2)),
+    Case("gradient, diagonal", 64, 200): ((16, 32, 64), (32, 64), (4, 8), (1, 2)),
+    Case("output, exact normalized", 64, 1000): ((64, 128), (64,), (4, 8), (1, 2, 3)),
+    Case("gradient, exact normalized", 64, 1000): ((32, 64), (32, 64), (4, 8), (1, 2)),
+    Case("sums with ones", 128, 64): ((32, 64), (64,), (4, 8), (2, 3)),
+    Case("output", 128, 64): ((64, 128), (64,), (4, 8), (2, 3)),
+    Case("output, diagonal", 128, 64): ((32, 64), (64,), (4, 8), (1, 2, 3)),
+    Case("quotient gradient, diagonal", 128, 64): ((32, 64), (64,), (4, 8), (1, 2)),
+    Case("gradient", 128, 64): ((32, 64), (64,), (4, 8), (2, 3)),
+    Case("gradient, diagonal", 128, 64): ((16, 32), (64,), (4, 8), (1, 2, 3)),
+    Case("gradient, diagonal", 128, 128): ((16, 32, 64), (32, 64), (4, 8), (1, 2)),
+    Case("sums with ones", 64, 64, "float32"): ((32, 64), (64,), (4, 8), (2,)),
+    Case("output", 64, 64, "float32"): ((32, 64), (64,), (4, 8), (1, 2)),
+    Case("output, diagonal", 64, 64, "float32"): ((32, 64), (64,), (4, 8), (1,)),
+    Case("quotient gradient, diagonal", 64, 64, "float32"): ((32, 64), (64,), (4, 8), (1, 2)),
+    Case("gradient", 64, 64, "float32"): ((16, 32), (64,), (4, 8), (1, 2)),
+    Case("gradient, diagonal", 64, 64, "float32"): ((16, 32), (64,), (4, 8), (1,)),
+    Case("nearest", 64, 64): ((32, 64, 128), (64,), (4, 8), (2, 3)),
+    Case("middle factor", 64, 64): ((64,), (64,), (2, 4, 8), (1,)),
+    Case("middle factor", 64, 128): ((128,), (128,), (8, 16), (1,)),
+    Case("middle factor gradient", 64, 64): ((32, 64), (64,), (4, 8), (1,)),
+    Case("middle factor gradient", 64, 128): ((16, 32, 64), (128,), (4, 8), (1,)),
+    Case("weights, token", 64, 64): ((16, 32, 64), (64,), (4, 8), (1,)),
+    Case("weights gradient, token", 64, 64): ((16, 32, 64), (64,), (4, 8), (1,)),
+    Case("weights gradient, token", 64, 128): ((16, 32, 64), (128,), (4, 8), (1,)),
 }
 
 
@@ -46,33 +67,29 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     found: list[dict[str, Any]] = []
 
-    def write() -> None:
+    def write(cell: dict[str, Any]) -> None:
+        print(cell, flush=True)
         args.out.write_text(json.dumps(found, indent=1) + "\n")
 
+    right = []
     for case, tile, fault in checked(_candidates(args.variants), args.processes):
-        found.append(
-            {"variant": case.variant, "landmarks": case.landmarks, "tile": tile, "fault": fault}
-        )
-        print(found[-1], flush=True)
-        write()
-    for cell in found:
-        if cell["fault"] is None:
-            cell["seconds"] = seconds(_case(cell["variant"], cell["landmarks"]), cell["tile"])
-            print(cell, flush=True)
-            write()
+        names = ("variant", "features", "landmarks", "dtype")
+        cell = {name: getattr(case, name) for name in names} | {"tile": tile, "fault": fault}
+        found.append(cell)
+        write(cell)
+        if fault is None:
+            right.append((case, tile, cell))
+    for case, tile, cell in right:
+        cell["seconds"] = seconds(case, tile)
+        write(cell)
 
 
 def _candidates(parts: list[str] | None) -> Iterable[tuple[Case, Tile | None]]:
-    for (variant, landmarks), grid in _GRIDS.items():
-        if parts is None or any(part in variant for part in parts):
-            case = _case(variant, landmarks)
+    for case, grid in _GRIDS.items():
+        if parts is None or any(part in str(case) for part in parts):
             yield case, None
             for tokens, block, warps, stages in product(*grid):
                 yield case, (tokens, block, warps, stages)
-
-
-def _case(variant: str, landmarks: int) -> Case:
-    return Case(variant, 64, landmarks)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ STEPS = (
         _tests("tests/triton", "-n", "auto", tiny=("tests/triton/test_launches.py",)),
     ),
     Step("parts", "what each kernel takes, by the profiler", 300, _parts, _needs_cuda),
-    Step("candidates", "tiles that may be better, by graph replay", 600, _candidates, _needs_cuda),
     Step("scaling", "time over the number of tokens, beside rivals", 900, _scaling),
     Step("throughput", "classifiers and their softmax twins", 900, _throughput, _needs_cuda),
+    Step("candidates", "tiles that may be better, by graph replay", 900, _candidates, _needs_cuda),
     Step("memcheck", "compute-sanitizer on every kernel", 900, _memcheck, _needs_sanitizer),
 )
