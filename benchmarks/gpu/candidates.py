@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.trial import Tile, checked, seconds
 
-# Tokens, landmarks, warps and stages of tiles. Of several blocks of landmarks the last is not full: a
-# fault may show there alone.
+# Tokens, landmarks, warps and stages of tiles. Of several blocks of landmarks the last is not full:
+# a fault may show there alone.
 _GRIDS: dict[Case, tuple[tuple[int, ...], ...]] = {
     Case("sums with ones", 64, 64): ((64, 128), (64,), (4, 8), (2, 3, 4)),
     Case("output", 64, 64): ((64, 128), (64,), (4, 8), (2, 3)),
