@@ -49,8 +49,8 @@ HALF: Table = {
         256: ((32, 32, 8, 2),),
     },
     "landmarks_to_tokens_diagonal": {
-        64: ((64, 64, 4, 3), (32, 32, 4, 1)),
-        128: ((32, 64, 4, 2), (16, 32, 8, 1)),
+        64: ((64, 64, 4, 3), (32, 64, 4, 1)),
+        128: ((32, 64, 4, 2), (32, 32, 4, 1)),
         256: ((32, 32, 8, 2),),
     },
     "quotient_gradient": {
@@ -59,8 +59,8 @@ HALF: Table = {
         256: ((32, 32, 8, 1),),
     },
     "quotient_gradient_diagonal": {
-        64: ((32, 64, 4, 1), (32, 32, 4, 2)),
-        128: ((32, 32, 4, 2),),
+        64: ((32, 64, 4, 1),),
+        128: ((16, 64, 4, 1), (32, 32, 4, 2)),
         256: ((32, 32, 8, 1),),
     },
     "token_gradient": {
@@ -69,8 +69,8 @@ HALF: Table = {
         256: ((16, 16, 8, 1),),
     },
     "token_gradient_diagonal": {
-        64: ((16, 64, 4, 1), (16, 32, 4, 1)),
-        128: ((16, 16, 4, 1),),
+        64: ((16, 64, 4, 1),),
+        128: ((16, 32, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
     "near_field_output": {
@@ -104,32 +104,35 @@ HALF: Table = {
 # The parts that keep float32's digits take twice the registers and the shared memory.
 FLOAT32: Table = {
     "tokens_to_landmarks": {
-        64: ((32, 32, 4, 2),),
+        64: ((32, 64, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
     "landmarks_to_tokens": {
-        64: ((32, 64, 8, 2), (32, 32, 4, 2)),
+        64: ((32, 64, 4, 2), (32, 32, 4, 2)),
         128: ((16, 32, 8, 1), (16, 32, 4, 1)),
         256: ((16, 16, 8, 1),),
     },
     "landmarks_to_tokens_diagonal": {
-        64: ((32, 32, 4, 2), (16, 16, 8, 1)),
+        64: ((32, 32, 4, 2), (16, 32, 4, 1)),
         128: ((16, 32, 4, 1), (16, 16, 8, 1)),
         256: ((16, 16, 8, 1),),
     },
     "quotient_gradient": {
-        64: ((32, 32, 4, 2),),
+        64: ((16, 64, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
     "quotient_gradient_diagonal": {
-        64: ((32, 32, 4, 1), (16, 32, 4, 1)),
+        64: ((16, 64, 4, 1), (16, 32, 4, 1)),
         256: ((16, 16, 8, 1),),
     },
     "token_gradient": {
-        64: ((16, 32, 4, 1), (16, 16, 4, 1)),
+        64: ((16, 32, 4, 1),),
         256: ((16, 16, 8, 1),),
     },
-    "token_gradient_diagonal": {256: ((16, 16, 8, 1),)},
+    "token_gradient_diagonal": {
+        64: ((16, 32, 8, 1),),
+        256: ((16, 16, 8, 1),),
+    },
     "near_field_output": {64: ((16, 64, 4, 1),)},
     "near_field_gradient": {64: ((16, 64, 4, 1),)},
     "landmark_weights": HALF["landmark_weights"],
@@ -149,7 +152,7 @@ FLOAT32: Table = {
     },
     "middle_factor": {
         64: ((64, 64, 4, 1),),
-        128: ((128, 128, 8, 1),),
+        128: ((128, 128, 16, 1),),
     },
     "middle_factor_gradient": {
         64: ((32, 32, 4, 1),),
@@ -235,7 +238,7 @@ FLOAT32_ON_WARP_GROUPS: Table = {
     },
     "nearest_landmarks": {128: ((64, 64, 4, 2),)},
     "newton": {64: ((64, 64, 4, 1),)},
-    "middle_factor": {64: ((64, 64, 2, 1),), 128: ((128, 128, 16, 1),)},
+    "middle_factor": {64: ((64, 64, 2, 1),)},
 }
 # Compute capability 10, whose matrix units keep their sums in a memory of their own.
 HALF_ON_TENSOR_MEMORY: Table = {
