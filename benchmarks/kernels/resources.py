@@ -5,6 +5,7 @@ docs/kernels.md. Ctrl-C leaves the page as it was.
 """
 
 import argparse
+from itertools import zip_longest
 from pathlib import Path
 
 from benchmarks.common.progress import counted_steps, terminal
@@ -35,6 +36,7 @@ CASES += tuple(
     for features, dtype in ((64, "bfloat16"), (128, "bfloat16"), (64, "float32"))
     for variant in ("near field", "near field gradient")
 )
+CASES += tuple(Case("middle factor", 64, m, "float32") for m in (64, 128))
 CASES += tuple(Case("newton", size, size, "float32") for size in (32, 64, 128))
 
 
@@ -75,11 +77,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def rows_of(case: Case, by_target: list[list[Resources]]) -> list[tuple[str, ...]]:
-    """One row for each kernel that the case launches."""
+    """One row for each kernel that the case launches on any of the targets."""
     rows = []
-    for kernels in zip(*by_target, strict=True):
-        tiles = {"×".join(map(str, resources.tile)) for resources in kernels}
-        warps = {str(resources.warps) for resources in kernels}
+    for kernels in zip_longest(*by_target):
+        launched = [resources for resources in kernels if resources is not None]
+        tiles = {"×".join(map(str, resources.tile)) for resources in launched}
+        warps = {str(resources.warps) for resources in launched}
         rows.append(
             (
                 f"{case.variant}, D = {case.features}, m = {case.landmarks}, {case.dtype}",
@@ -106,7 +109,9 @@ def write(page: Path, rows: list[tuple[str, ...]]) -> None:
     page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
 
 
-def _text(resources: Resources) -> str:
+def _text(resources: Resources | None) -> str:
+    if resources is None:
+        return ""
     return (
         f"{resources.registers} / {resources.stack} / {resources.shared_memory / 1024:.0f} KiB / "
         f"{resources.matrix_instructions}"
