@@ -167,6 +167,14 @@ def _gaussian_kernel_gradient(
     return 2 * pairs * n_q * n_k * 2 * d
 
 
+def _middle_factor_gradient(
+    grad: Shape, grad_landmarks: Shape | None, landmarks: Shape, *rest: Any, **options: Any
+) -> int:
+    batch, heads, m, d = landmarks
+    # M E, that times M, and H L.
+    return 2 * batch * heads * (2 * m**3 + m**2 * d)
+
+
 def _newton(target: Shape, start: Shape, lower: float, steps: int, **options: Any) -> int:
     matrices, m, _ = target
     # V A, and that times V.
@@ -219,6 +227,7 @@ _FORMULAS = {
     "nearest_landmarks": _nearest_landmarks,
     "labels_and_places": _labels_and_places,
     "cluster_sums": _cluster_sums,
+    "middle_factor_gradient": _middle_factor_gradient,
     "gaussian_kernel": _gaussian_kernel,
     "gaussian_kernel_gradient": _gaussian_kernel_gradient,
     "newton": _newton,

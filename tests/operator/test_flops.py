@@ -93,6 +93,16 @@ def test_eager_forward_and_the_inverse(crossed, normalization):
     assert flops(attend) == flops(plain) + flops(lambda: pinv(gram)) + absolute_terms
 
 
+def test_middle_factor_and_its_gradient():
+    """Elimination takes no products, and its closed-form gradient three."""
+    landmarks = torch.empty(BATCH, HEADS, M, D, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        _, middle, _ = operators.middle_factor(landmarks, None, 0.5, 0.01, False)
+        assert counter.get_total_flops() == 0
+        torch.autograd.grad(middle.sum(), landmarks)
+    assert counter.get_total_flops() == 2 * product(M, M, M) + product(M, M, D)
+
+
 def test_near_field():
     query, _, value, landmarks = tensors(crossed=False)
     run, runs = 4, 3
