@@ -77,6 +77,7 @@ def key_weights_gradient(
     scale: float,
     largest_range: float,
     padding: Tensor | None = None,
+    grad_keys: Tensor | None = None,
 ) -> Tensor:
     """dK_j = s dλ_j k_j of ``key_weights``.
 
@@ -90,6 +91,7 @@ def key_weights_gradient(
         scale: as in ``key_weights``.
         largest_range: likewise.
         padding: likewise; the gradient of padded keys is 0.
+        grad_keys: (batch, heads, n, d), added to dK, 0 at padded keys; None is 0.
 
     Returns:
         (batch, heads, n, d), in the dtype of the keys and stored as they are.
@@ -106,7 +108,8 @@ def key_weights_gradient(
         "sums_ptr": sums,
     }
     launching.launch(_weight_gradient_sums, grid, parts, _CONFIGURATION)
-    of_keys = parts | _points(keys, scale) | rows_argument("dx", result)
+    of_keys = parts | _points(keys, scale)
+    of_keys |= rows_argument("other", grad_keys) | rows_argument("dx", result)
     of_keys["largest_range"] = largest_range
     launching.launch(_key_weights_gradient, grid, of_keys, _CONFIGURATION)
     return result
@@ -229,13 +232,16 @@ def _weight_gradient_sums(
 @triton.jit(do_not_specialize=CHANGING)
 def _key_weights_gradient(
     x_ptr, x_batch, x_head, x_row, padding_ptr,
-    grad_ptr, weight_ptr, logarithm_ptr, bound_ptr, sums_ptr, dx_ptr, dx_batch, dx_head, dx_row,
+    grad_ptr, weight_ptr, logarithm_ptr, bound_ptr, sums_ptr,
+    other_ptr, other_batch, other_head, other_row, dx_ptr, dx_batch, dx_head, dx_row,
     n, heads, parts, length, scale, largest_range,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """dK_j = s dλ_j k_j of a part of the keys."""
+    """dK_j = s dλ_j k_j of a part of the keys, and another gradient of theirs."""
     pair, _number, begin, end = _part_of_program(n, parts, length)
     x_ptr += pair // heads * x_batch + pair % heads * x_head
+    if other_ptr is not None:
+        other_ptr += pair // heads * other_batch + pair % heads * other_head
     dx_ptr += pair // heads * dx_batch + pair % heads * dx_head
     if padding_ptr is not None:
         padding_ptr += pair // heads * n
@@ -266,7 +272,10 @@ def _key_weights_gradient(
         slope += tl.where(logarithm == least, of_least, 0.0)
         # [BLOCK_N, BLOCK_D]
         x = load_rows(x_ptr, first, key, x_row, real, D, BLOCK_D).to(tl.float32)
-        dx = tl.where(real[:, None], scale * slope[:, None] * x, 0.0)
+        dx = scale * slope[:, None] * x
+        if other_ptr is not None:
+            dx += load_rows(other_ptr, first, key, other_row, real, D, BLOCK_D).to(tl.float32)
+        dx = tl.where(real[:, None], dx, 0.0)
         store_rows(dx_ptr, first, key, dx_row, dx, inside, D, BLOCK_D)
 
 

@@ -36,7 +36,8 @@ class Backend:
     cluster_sums: ``(tokens, labels, m)`` to the sum of the tokens of each label below m, (batch,
         heads, m, d), and to their number, (batch, heads, m, 1), both in the dtype of the
         arithmetic. Every run adds in the same order.
-    weigh_keys: None, or what takes the place of ``key_weights.weigh_keys``.
+    weigh_keys: None, or ``(keys, scale, key_padding_mask)`` to the keys, to be used in their own
+        place, and to what ``key_weights.weigh_keys`` returns.
     regularized_inverse: None, or ``(gram, ridge)`` to (A + ridge · I)⁻¹, (..., m, m), of a Gaussian
         Gram matrix A; None where it does not compute it.
     regularized_middle_factor: None, or ``(landmarks, *, ridge, normalized, scale,
@@ -51,7 +52,7 @@ class Backend:
     nearest_landmarks: Callable[..., Tensor]
     labels_and_places: Callable[..., tuple[Tensor, Tensor]]
     cluster_sums: Callable[..., tuple[Tensor, Tensor]]
-    weigh_keys: Callable[..., Tensor] | None = None
+    weigh_keys: Callable[..., tuple[Tensor, Tensor]] | None = None
     regularized_inverse: Callable[..., Tensor | None] | None = None
     regularized_middle_factor: Callable[..., tuple[Tensor, Tensor] | None] | None = None
 

@@ -19,8 +19,8 @@ from softattn.common.ranks import stack_over_ranks, sum_over_ranks
 # The largest range of log w in a head. A larger one is scaled down to it.
 LARGEST_RANGE = 8.0
 
-# (keys, scale, key_padding_mask) to w.
-Weigh = Callable[[Tensor, float, Tensor | None], Tensor]
+# (keys, scale, key_padding_mask) to the keys and w.
+Weigh = Callable[[Tensor, float, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def softmax_query_and_weights(
@@ -33,16 +33,22 @@ def softmax_query_and_weights(
 ) -> tuple[Tensor, Tensor]:
     """The query, moved in cross-attention, and w over its largest, (batch, heads, n_k, 1).
 
-    ``weigh`` computes what ``weigh_keys`` does, which is the default. With a ``group`` the mean and
-    the weights are those among the keys of all its ranks, by ``weigh_keys`` itself.
+    ``weigh`` is ``Backend.weigh_keys``; ``weigh_keys`` is the default. With a ``group`` the mean
+    and the weights are those among the keys of all its ranks, by ``weigh_keys`` itself.
     """
-    weigh = weigh or weigh_keys
-    if group is not None:
-        weigh = partial(weigh_keys, group=group)
+    if weigh is None or group is not None:
+        weigh = partial(_keys_and_weights, group=group)
     if key is None:
-        return query, weigh(query, scale, key_padding_mask)
+        return weigh(query, scale, key_padding_mask)
     mean = mean_key(key, key_padding_mask, group)
-    return (query + mean).to(query.dtype), weigh(key - mean, scale, key_padding_mask)
+    _, weights = weigh(key - mean, scale, key_padding_mask)
+    return (query + mean).to(query.dtype), weights
+
+
+def _keys_and_weights(
+    keys: Tensor, scale: float, key_padding_mask: Tensor | None, group: str | None
+) -> tuple[Tensor, Tensor]:
+    return keys, weigh_keys(keys, scale, key_padding_mask, group)
 
 
 def weigh_keys(

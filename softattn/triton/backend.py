@@ -7,7 +7,7 @@ from softattn.common.ridge import is_above_rounding
 from softattn.triton.clusters import cluster_sums, labels_and_places, nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
-from softattn.triton.key_weights import key_weights as _key_weights
+from softattn.triton.key_weights import with_weights
 from softattn.triton.landmark_attention import landmark_attention as _through_landmarks
 from softattn.triton.middle_factor import MOST_LANDMARKS
 from softattn.triton.middle_factor import middle_factor as _middle_factor
@@ -75,10 +75,12 @@ def landmark_attention(
     return output
 
 
-def weigh_keys(keys: Tensor, scale: float, key_padding_mask: Tensor | None) -> Tensor:
-    """See ``softattn.common.key_weights.weigh_keys``."""
-    weights, *_ = _key_weights(keys, _words(key_padding_mask), scale)
-    return weights.unsqueeze(-1)
+def weigh_keys(
+    keys: Tensor, scale: float, key_padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See ``Backend.weigh_keys``."""
+    keys, weights = with_weights(keys, _words(key_padding_mask), scale)
+    return keys, weights.unsqueeze(-1)
 
 
 def gaussian_attention(

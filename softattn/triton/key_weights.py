@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softattn.common.compiler import apply
 from softattn.common.key_weights import LARGEST_RANGE
 from softattn.triton.registration import (
-    differentiate,
     operator,
     refuse_second_derivative,
     rows_like,
@@ -19,10 +19,10 @@ from softattn.triton.registration import (
 def key_weights(
     keys: Tensor, padding: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """w of ``softattn.common.key_weights`` for keys (batch, heads, n, d).
+    """w of ``softattn.common.key_weights``, without a derivative; ``with_weights`` has one.
 
     Args:
-        keys: K, in cross-attention less the mean key.
+        keys: K, (batch, heads, n, d), in cross-attention less the mean key.
         padding: (batch, n), int32, not 0 where a key is padding; its weight is 0.
         scale: s.
 
@@ -50,15 +50,17 @@ def key_weights_gradient(
     weights: Tensor,
     logarithms: Tensor,
     bounds: Tensor,
+    grad_keys: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """dK of ``key_weights``."""
+    """dK of ``key_weights``, and ``grad_keys``, likewise, which is added to it."""
     from softattn import kernels
 
     return kernels.key_weights_gradient(
         grad,
         keys,
         kernels.KeyWeights(weights, logarithms, bounds),
+        grad_keys=grad_keys,
         scale=scale,
         largest_range=LARGEST_RANGE,
         padding=padding,
@@ -70,15 +72,33 @@ def _(grad, keys, *rest):  # type: ignore[no-untyped-def]
     return rows_like(keys.shape[3], keys)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    keys, padding, ctx.scale = inputs
-    ctx.save_for_backward(keys, padding, *output)
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    return key_weights_gradient(grad, *ctx.saved_tensors, ctx.scale), None, None
-
-
-differentiate(key_weights, _save, _backward)
 refuse_second_derivative(key_weights_gradient)
+
+
+def with_weights(keys: Tensor, padding: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The keys and ``key_weights``. Where both are used, one launch adds up their gradients."""
+    keys, weights, *_ = apply(_WithWeights, keys, padding, scale)
+    return keys, weights
+
+
+class _WithWeights(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(keys: Tensor, padding: Tensor | None, scale: float) -> tuple[Tensor, ...]:
+        return keys.view_as(keys), *key_weights(keys, padding, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        keys, padding, ctx.scale = inputs
+        ctx.save_for_backward(keys, padding, *output[1:])
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_keys: Tensor | None, grad: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, None, None]:
+        if grad is None:
+            return grad_keys, None, None
+        return key_weights_gradient(grad, *ctx.saved_tensors, grad_keys, ctx.scale), None, None

@@ -10,9 +10,15 @@ from support.budget import assert_within_budget
 from support.strategies import normal, padding_masks, seeds
 
 from softattn.common.key_weights import weigh_keys
-from softattn.triton.backend import weigh_keys as weigh_keys_on_triton
+from softattn.triton import backend
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def weigh_keys_on_triton(keys, scale, mask):
+    """w alone."""
+    return backend.weigh_keys(keys, scale, mask)[1]
+
 
 few = settings(max_examples=max(settings.default.max_examples // 10, 1))
 SCALE = 0.5
@@ -53,6 +59,28 @@ def test_weights_and_gradient_are_within_budget(device, n, d, seed, spread, ties
     for a, t, p in zip(actual, truth, plain, strict=True):
         magnitude = (1 + spread**2) * (1 + t.abs().amax())
         assert_within_budget(a.detach().cpu(), t.detach(), baseline=p.detach(), magnitude=magnitude)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_gradient_of_the_keys_is_added(device, padded, scattered):
+    keys = normal(2, 3, 70, 5, seed=0).float().to(device)
+    if scattered:
+        keys = keys.mT.contiguous().mT
+    mask = (torch.arange(70) >= 60).expand(2, 70).to(device) if padded else None
+    projections = [normal(2, 3, 70, d, seed=d).to(keys) for d in (5, 1)]
+    if mask is not None:
+        projections[0].masked_fill_(mask[:, None, :, None], 0)
+
+    def gradient(of_keys, of_weights):
+        alone = keys.detach().requires_grad_()
+        outputs = backend.weigh_keys(alone, SCALE, mask)
+        factors = zip(outputs, projections, (of_keys, of_weights), strict=True)
+        return torch.autograd.grad(sum((o * p).sum() for o, p, used in factors if used), alone)[0]
+
+    both = gradient(True, True)
+    torch.testing.assert_close(both, gradient(True, False) + gradient(False, True))
+    assert torch.equal(gradient(True, False), projections[0])
 
 
 def test_no_keys_and_none_left(device):

@@ -86,8 +86,13 @@ def test_opcheck_of_gaussian_kernel(device):
 @pytest.mark.parametrize("padded", [False, True])
 def test_opcheck_of_key_weights(device, padded):
     (keys,) = tensors(device, (2, 1, 5, 3))
+    keys = keys.detach()  # it has no derivative of its own
     padding = torch.zeros(2, 5, dtype=torch.int32, device=device) if padded else None
     torch.library.opcheck(operators.key_weights, (keys, padding, 0.5))
+    weights, *_ = computed = operators.key_weights(keys, padding, 0.5)
+    for grad_keys in (None, keys):
+        arguments = (weights, keys, padding, *computed, grad_keys, 0.5)
+        torch.library.opcheck(torch.ops.softattn.key_weights_gradient.default, arguments)
 
 
 @pytest.mark.parametrize("padded", [False, True])
