@@ -2,9 +2,9 @@
 
 An entry is ``(tokens, landmarks, warps, stages)``, and ``registers`` where fewer than the compiler
 would take let more programs run at once. Entries were found by compiling: on CUDA a program takes
-at most 99 KiB of shared memory, as compute capability 8.6 has, and up to 128 features nothing
-spills to memory in half precision, but for what ``tests/triton/test_compilation.py`` lists; on AMD
-a program takes at most 64 KiB. Those for compute capability 9 were chosen by their times. Where a
+at most 99 KiB of shared memory, as compute capability 8.6 has, and up to 128 features
+little spills to memory in half precision, see ``tests/triton/test_compilation.py``; on AMD a
+program takes at most 64 KiB. Those for compute capability 9 were chosen by their times. Where a
 kernel has several entries, the first whose block holds all landmarks is taken, else the last.
 """
 

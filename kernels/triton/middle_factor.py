@@ -184,7 +184,8 @@ def _middle_factor(
     unit = 1 + ridge
     target = (gram + tl.where(row == column, ridge, 0.0)) / unit
     middle = _inverse(target, m, ridge / unit) / unit
-    tl.store(middle_ptr + at, root[:, None] * middle * root[None, :], mask=inside)
+    middle *= root[:, None] * root[None, :]
+    tl.store(middle_ptr + at, middle, mask=inside)
 
 
 @triton.jit

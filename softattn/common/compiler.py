@@ -42,12 +42,12 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not (backward or _is_transformed() or any(map(_has_tangent, tensors))):
+    if not (backward or is_transformed() or any(map(_has_tangent, tensors))):
         return function.forward(*arguments)
     return function.apply(*_each_tensor_once(arguments))
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether ``torch.func`` transforms the call, which hides what an outer derivative asks for."""
     if torch.compiler.is_compiling():
         return False

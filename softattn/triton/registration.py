@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo at once
 
+from softattn.common.compiler import is_transformed
+
 _LIBRARY = torch.library.Library("softattn", "FRAGMENT")
 
 
@@ -63,6 +65,10 @@ def differentiate(
     def dispatch(*inputs: Any) -> Any:
         tensors = (x for x in inputs if isinstance(x, Tensor))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            if is_transformed():
+                raise NotImplementedError(
+                    "torch.func cannot differentiate softattn's Triton kernels; use impl='eager'"
+                )
             return Differentiable.apply(*inputs)
         return without_derivative(*inputs)
 

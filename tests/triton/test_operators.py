@@ -276,3 +276,13 @@ class TestExplainImpl:
         assert explain_impl(x, impl="eager").name == "eager"
         with pytest.raises(ValueError, match="impl must be one of"):
             explain_impl(x, impl="cuda")
+
+
+def test_torch_func_is_refused_in_words(device):
+    (tokens,) = tensors(device, (1, 1, 6, 3))
+
+    def loss(tokens):
+        return softmax_free_attention(tokens, None, tokens, tokens[:, :, :2], impl="triton").sum()
+
+    with pytest.raises(NotImplementedError, match="impl='eager'"):
+        torch.func.grad(loss)(tokens.detach())
