@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softattn.common.compiler import apply
 from softattn.common.key_weights import LARGEST_RANGE
 from softattn.triton.registration import (
     operator,
     refuse_second_derivative,
+    refuse_transforms,
     rows_like,
     shapes_of,
 )
@@ -77,27 +77,28 @@ refuse_second_derivative(key_weights_gradient)
 
 def with_weights(keys: Tensor, padding: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """The keys and ``key_weights``. Where both are used, one launch adds up their gradients."""
-    keys, weights, *_ = apply(_WithWeights, keys, padding, scale)
+    if torch.is_grad_enabled() and keys.requires_grad:
+        refuse_transforms()
+        keys, weights = _WithWeights.apply(keys, padding, scale)
+    else:
+        weights, *_ = key_weights(keys, padding, scale)
     return keys, weights
 
 
 class _WithWeights(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(keys: Tensor, padding: Tensor | None, scale: float) -> tuple[Tensor, ...]:
-        return keys.view_as(keys), *key_weights(keys, padding, scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        keys, padding, ctx.scale = inputs
-        ctx.save_for_backward(keys, padding, *output[1:])
-        ctx.mark_non_differentiable(*output[2:])
+    def forward(
+        ctx: Any, keys: Tensor, padding: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        computed = key_weights(keys, padding, scale)
+        ctx.scale = scale
+        ctx.save_for_backward(keys, padding, *computed)
         ctx.set_materialize_grads(False)
+        return keys.view_as(keys), computed[0]
 
     @staticmethod
     def backward(
-        ctx: Any, grad_keys: Tensor | None, grad: Tensor | None, *_: None
+        ctx: Any, grad_keys: Tensor | None, grad: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
         if grad is None:
             return grad_keys, None, None

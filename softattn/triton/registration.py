@@ -65,10 +65,7 @@ def differentiate(
     def dispatch(*inputs: Any) -> Any:
         tensors = (x for x in inputs if isinstance(x, Tensor))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            if is_transformed():
-                raise NotImplementedError(
-                    "torch.func cannot differentiate softattn's Triton kernels; use impl='eager'"
-                )
+            refuse_transforms()
             return Differentiable.apply(*inputs)
         return without_derivative(*inputs)
 
@@ -111,6 +108,14 @@ def refuse_second_derivative(gradient: Any) -> None:
         )
 
     differentiate(gradient, lambda *_: None, backward)
+
+
+def refuse_transforms() -> None:
+    """Raises where ``torch.func`` would differentiate a call, and names the alternative."""
+    if is_transformed():
+        raise NotImplementedError(
+            "torch.func cannot differentiate softattn's Triton kernels; use impl='eager'"
+        )
 
 
 def rate_of(scale: float) -> float:
