@@ -163,9 +163,12 @@ STEPS = (
     Step("times", "kernels and layer, eager and as graphs, beside softmax attention", 600, _times),
     Step(
         "tests",
-        "all tests of the kernels",
+        "all tests of the kernels, but for those that compile for other devices",
         1200,
-        _tests("tests/triton", "-n", "auto", tiny=("tests/triton/test_launches.py",)),
+        _tests(
+            *("tests/triton", "--ignore", "tests/triton/test_compilation.py", "-n", "auto"),
+            tiny=("tests/triton/test_launches.py",),
+        ),
     ),
     Step("parts", "what each kernel takes, by the profiler", 300, _parts, _needs_cuda),
     Step("scaling", "time over the number of tokens, beside rivals", 900, _scaling),
