@@ -21,9 +21,9 @@ class Backend:
         divides by the row sums, in self-attention with the exact kernel within runs of
         ``near_field`` tokens that follow each other in ``order``; ``order``, (batch, heads, n), is
         which token comes in each place, padding last, or None where ``near_field`` is 1;
-        ``key_weights``, (batch, heads, n_k, 1) or
-        None, multiply the columns of the kernel before that; ``group`` names the process group of
-        the ranks that keys and values are spread over, or is None.
+        ``key_weights``, (batch, heads, n_k, 1) or None, multiply the columns of the kernel before
+        that; ``group`` names the process group of the ranks that keys and values are spread over,
+        or is None.
     gaussian_attention: ``(query, key, value, *, normalize, scale, key_padding_mask)`` to O.
     nearest_landmarks: ``(tokens, landmarks, key_padding_mask, landmark_padding_mask)`` to the
         number of each token's nearest landmark that is not padding, (batch, heads, n), int64; m

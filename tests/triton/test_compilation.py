@@ -145,19 +145,47 @@ def compilations():
 
 COMPILATIONS = list(dict.fromkeys(compilations()))
 
-# Elsewhere tiles were chosen by their times, whatever they spill, or spills are not reported.
-FOUND_BY_COMPILING = ("sm_80", "sm_100")
 # Another version of the compiler spills elsewhere.
 LIMITS_SPILLS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-# Bytes of a thread that may spill up to 128 features: a few registers, more by kernel, dtype and
+# Bytes of a thread that may spill, by kernel or variant, dtype and features; else none up to 128
 # features.
-FEW_BYTES = 96
 MOST_STACK = {
+    # Strides that are arguments, not constants, take the registers.
+    ("sums with weights", "bfloat16", 64): 16,
+    ("quotient gradient, diagonal and weights", "bfloat16", 64): 16,
+    ("output, quotient", "bfloat16", 128): 32,
+    ("output, quotient", "float16", 64): 8,
+    ("output, quotient", "float16", 128): 16,
+    ("gradient of queries", "bfloat16", 64): 8,
+    ("gradient", "float16", 64): 168,
+    ("gradient of queries", "float16", 64): 8,
+    ("gradient of keys", "float16", 64): 8,
+    # M and P M in registers too.
+    ("output, diagonal", "bfloat16", 64): 24,
+    ("output, diagonal", "float16", 64): 40,
+    ("output, diagonal", "bfloat16", 128): 8,
+    ("output, diagonal", "float16", 128): 8,
+    ("output, diagonal and weights", "bfloat16", 128): 8,
+    ("gradient, diagonal", "bfloat16", 64): 248,
+    ("gradient, diagonal", "float16", 64): 256,
+    ("gradient, diagonal", "bfloat16", 128): 16,
+    ("gradient, diagonal", "float16", 128): 40,
+    ("gradient, diagonal and weights", "bfloat16", 64): 280,
+    ("gradient, diagonal and weights", "float16", 64): 256,
+    ("gradient, diagonal and weights", "bfloat16", 128): 48,
+    ("landmark_weights_gradient", "bfloat16", 128): 72,
+    ("landmark_weights_gradient", "float16", 128): 72,
+    ("landmark_weights_gradient", "float32", 128): 8,
+    # Three parts of float32. Fewer and larger blocks of landmarks compute P less often.
+    ("tokens_to_landmarks", "float32", 64): 64,
+    ("output, quotient", "float32", 64): 16,
+    ("output, diagonal", "float32", 64): 96,
+    ("output, diagonal and weights", "float32", 64): 96,
     ("landmarks_to_tokens", "float32", 128): 384,
     ("quotient_gradient", "float32", 64): 232,
-    ("token_gradient", "bfloat16", 64): 280,
-    ("token_gradient", "float16", 64): 256,
-    ("token_gradient", "float32", 64): 512,
+    ("token_gradient", "float32", 64): 384,
+    ("gradient, diagonal", "float32", 64): 512,
+    ("gradient, diagonal and weights", "float32", 64): 512,
     ("token_gradient", "float32", 128): 1280,
     # The whole matrix is in registers.
     ("middle_factor", "float32", 128): 208,
@@ -166,8 +194,31 @@ MOST_STACK = {
     ("near_field_gradient", "float16", 64): 1600,
     ("near_field_gradient", "bfloat16", 128): 3600,
     ("near_field_gradient", "float16", 128): 1760,
-    ("near_field_output", "float32", 64): 400,
     ("near_field_gradient", "float32", 64): 2300,
+    ("near_field_output", "bfloat16", 64): 32,
+    ("near_field_output", "float16", 64): 32,
+    ("near_field_output", "float32", 64): 400,
+}
+# There tiles were chosen by their times. These are the fastest all the same.
+MOST_STACK_ON_HOPPER = {
+    ("tokens_to_landmarks", "bfloat16", 128): 24,
+    ("tokens_to_landmarks", "float32", 64): 88,
+    ("tokens_to_landmarks", "float32", 128): 680,
+    ("landmarks_to_tokens", "bfloat16", 64): 160,
+    ("landmarks_to_tokens", "bfloat16", 128): 816,
+    ("landmarks_to_tokens", "float32", 64): 768,
+    ("landmarks_to_tokens", "float32", 128): 2200,
+    ("quotient_gradient", "bfloat16", 64): 136,
+    ("quotient_gradient", "bfloat16", 128): 352,
+    ("quotient_gradient", "float32", 64): 320,
+    ("quotient_gradient", "float32", 128): 576,
+    ("token_gradient", "bfloat16", 64): 1384,
+    ("token_gradient", "bfloat16", 128): 2720,
+    ("near_field_gradient", "bfloat16", 64): 1944,
+    ("near_field_output", "bfloat16", 64): 272,
+    ("landmark_weights", "bfloat16", 128): 16,
+    ("nearest_landmarks", "float32", 128): 440,
+    ("middle_factor", "float32", 64): 8,
 }
 
 
@@ -214,6 +265,13 @@ def compiled(request):
         yield lambda case, target: submitted(case, target).result()
 
 
+def limits_spills(case, target):
+    """Whether there is a limit; on sm_90 only for the variants that take the most."""
+    if TARGETS[target].backend != "cuda" or case.features > 128:
+        return False
+    return not (WIDE and target == "sm_90")
+
+
 @pytest.mark.parametrize(
     ("case", "target"), COMPILATIONS, ids=[f"{target}-{case}" for case, target in COMPILATIONS]
 )
@@ -225,9 +283,11 @@ def test_compiles_for_target(case, target, compiled):
         without = case.variant in WITHOUT_PRODUCTS
         assert (resources.matrix_instructions > 0) == (not without), resources
         assert resources.shared_memory <= TARGETS[target].shared_memory, resources
-        if LIMITS_SPILLS and target in FOUND_BY_COMPILING and case.features <= 128:
-            at = (resources.kernel, case.dtype, case.features)
-            assert resources.stack <= MOST_STACK.get(at, FEW_BYTES), resources
+        if LIMITS_SPILLS and limits_spills(case, target):
+            allowed = MOST_STACK | (MOST_STACK_ON_HOPPER if target == "sm_90" else {})
+            sizes = (case.dtype, case.features)
+            most = max(allowed.get((name, *sizes), 0) for name in (resources.kernel, case.variant))
+            assert resources.stack <= most, resources
 
 
 def test_lengths_compile_nothing_anew():
