@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from softattn.eager import tiles as streaming
+from softattn.triton.recording import forget_recordings
 
 settings.register_profile(
     "ci",
@@ -79,7 +80,9 @@ def kernel_tiles(request):
 
             smallest = configurations.Configuration(tokens=16, landmarks=16, warps=4, stages=1)
             patch.setattr(configurations, "choose", lambda *_: smallest)
+        forget_recordings()
         yield request.param
+    forget_recordings()
 
 
 @pytest.fixture

@@ -127,18 +127,23 @@ def _stub_launches() -> Stub:
     from triton.runtime import driver
 
     stub = Stub()
-    own_run = triton.JITFunction.run
 
     def load(kernel: Any) -> None:
         kernel._run = lambda *_: stub.launched.append(kernel.metadata.name)
 
-    def run(kernel: Any, *args: Any, **options: Any) -> Any:
-        begin = time.perf_counter()
-        compiled = own_run(kernel, *args, **options)
-        stub.seconds += time.perf_counter() - begin
-        return compiled
+    def timed(launch: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            begin = time.perf_counter()
+            launched = launch(*args, **options)
+            stub.seconds += time.perf_counter() - begin
+            return launched
 
-    CompiledKernel._init_handles, triton.JITFunction.run = load, run
+        return run
+
+    own_launcher = CompiledKernel.__getitem__
+    CompiledKernel.__getitem__ = lambda kernel, grid: timed(own_launcher(kernel, grid))
+    triton.JITFunction.run = timed(triton.JITFunction.run)
+    CompiledKernel._init_handles = load
     driver.set_active(absent_device(TARGETS["sm_90"]))
     # With it softattn takes tensors on the CPU for Triton's. Its kernels are defined already.
     os.environ["TRITON_INTERPRET"] = "1"

@@ -1,10 +1,15 @@
 """From tensors to a launch: pointers and strides."""
 
-from contextlib import nullcontext
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import triton
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 if TYPE_CHECKING:
     from softattn.kernels.configurations import Configuration
@@ -16,6 +21,17 @@ CHANGING = (
 )
 # A stride between rows with which the offsets in a tile of 256 rows fit into 32 bits.
 _FARTHEST_ROW = 2**22
+# Before, compiled kernels take those alone that they are not compiled for.
+_TAKES_ALL_ARGUMENTS = TorchVersion(triton.__version__) >= "3.3"
+
+
+class _Observer(threading.local):
+    """Who is told of the launches of this thread."""
+
+    add: Callable[[Callable[..., object], list[Any]], None] | None = None
+
+
+_OBSERVER = _Observer()
 
 
 def launch(
@@ -33,10 +49,39 @@ def launch(
     """
     if 0 in grid:
         return
-    device = next(a.device for a in arguments.values() if isinstance(a, Tensor))
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[grid](enable_fp_fusion=fuse, **configuration.options, **arguments)
+    options = {"enable_fp_fusion": fuse, **configuration.options}
+    with on_device(next(a.device for a in arguments.values() if isinstance(a, Tensor))):
+        if _OBSERVER.add is None:
+            kernel[grid](**options, **arguments)
+            return
+        # Operations of Triton's interpreter are no concern of an observer.
+        with torch._C._DisableTorchDispatch():
+            compiled = kernel[grid](**options, **arguments)
+    run: Callable[..., object] = functools.partial(kernel[grid], **options)
+    if compiled is not None and _TAKES_ALL_ARGUMENTS:
+        run = compiled[(*grid, 1, 1)[:3]]
+    _OBSERVER.add(run, [arguments[name] for name in kernel.arg_names])
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes ``device`` the one on which kernels are launched."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return nullcontext()
+
+
+@contextmanager
+def observed_by(add: Callable[[Callable[..., object], list[Any]], None]) -> Iterator[None]:
+    """Calls ``add(run, arguments)`` after each launch of this thread, which both repeat.
+
+    ``run(*arguments)`` may have other tensors of the same form, or other numbers where a kernel is
+    not compiled for its number.
+    """
+    before, _OBSERVER.add = _OBSERVER.add, add
+    try:
+        yield
+    finally:
+        _OBSERVER.add = before
 
 
 def rows_of(tensor: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ def add_stretches(partial: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
         dtype: of the sum.
     """
     batch, heads, stretches, rows, columns = partial.shape
-    if stretches == 1:
-        return partial[:, :, 0].to(dtype)
+    if stretches == 1 and dtype == partial.dtype:
+        return partial[:, :, 0]
     total = torch.empty((batch, heads, rows, columns), device=partial.device, dtype=dtype)
     size = rows * columns
     blocks = ceil_div(size, _ELEMENTS)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo at once
 
 from softattn.common.compiler import is_transformed
+from softattn.triton.recording import Recorded
 
 _LIBRARY = torch.library.Library("softattn", "FRAGMENT")
 
@@ -25,7 +26,7 @@ def operator(implementation: Callable[..., Any]) -> Any:
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
     _LIBRARY.define(name + schema, tags=tags)
     # Dynamo must not compile what an operator does.
-    opaque = _disable_dynamo(implementation)
+    opaque = _disable_dynamo(Recorded(implementation))
     _LIBRARY.impl(name, opaque, "CompositeExplicitAutograd")
     return getattr(torch.ops.softattn, name).default
 

@@ -7,6 +7,7 @@ from support.strategies import NORMALIZATIONS, normal
 from benchmarks.kernels.overhead_worker import CountedOperations
 from softattn import softmax_free_attention
 from softattn.kernels import launching
+from softattn.triton.recording import forget_recordings
 
 # Forward, and with backward. The weights of the keys take two launches forward and two backward.
 MOST = {"none": (4, 10), "landmark": (4, 10), "token": (4, 10), "softmax": (6, 14)}
@@ -24,7 +25,9 @@ def launched(monkeypatch):
             names.append(kernel.fn.__name__)
 
     monkeypatch.setattr(launching, "launch", launch)
-    return names
+    forget_recordings()
+    yield names
+    forget_recordings()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -1,0 +1,234 @@
+"""What an operator allocates and launches, recorded once and repeated for inputs of one form.
+
+Tiles, grids, the strides of outputs and the compiled kernels follow from the form of an operator's
+inputs. Working them out takes the host several times as long as launching.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Form = tuple[Any, ...]
+# More are forgotten: sequences of ever new lengths would fill the memory.
+_MOST_FORMS = 4096
+_ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
+
+
+def form_of(inputs: Sequence[Any]) -> Form:
+    """What an operator's launches follow from: its inputs without the numbers in tensors.
+
+    Triton compiles a kernel again for pointers that are not multiples of 16 bytes.
+    """
+    return tuple(
+        (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16 == 0)
+        if isinstance(x, Tensor)
+        else x
+        for x in inputs
+    )
+
+
+class Recorded:
+    """An operator's implementation, recorded when a form of its inputs comes again.
+
+    What it allocates and launches must follow from the form. An implementation that does more than
+    that is run every time.
+    """
+
+    def __init__(self, implementation: Callable[..., Any]) -> None:
+        self._implementation = implementation
+        self._runs: dict[Form, Callable[..., Any]] = {}
+        _ALL.append(self)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Runs the implementation, or repeats it."""
+        form = form_of(inputs)
+        run = self._runs.get(form)
+        if run is None:
+            if len(self._runs) == _MOST_FORMS:
+                self._runs.clear()
+            self._runs[form] = functools.partial(self._record, form)
+            run = self._implementation
+        return run(*inputs)
+
+    def forget(self) -> None:
+        """Drops all recordings."""
+        self._runs.clear()
+
+    def _record(self, form: Form, *inputs: Any) -> Any:
+        from softattn.kernels import launching
+
+        # Each input an object of its own, also where one tensor comes twice.
+        inputs = tuple(x.detach() if isinstance(x, Tensor) else x for x in inputs)
+        recording = _Recording(inputs)
+        with recording, launching.observed_by(recording.add_launch):
+            outputs = self._implementation(*inputs)
+        self._runs[form] = recording.replay(outputs) or self._implementation
+        return outputs
+
+
+_ALL: list[Recorded] = []
+
+
+def forget_recordings() -> None:
+    """Drops the recordings of all operators."""
+    for recorded in _ALL:
+        recorded.forget()
+
+
+class _Place(int):
+    """A tensor's number among the inputs, or after them among the allocations."""
+
+
+class _Launch(NamedTuple):
+    """``run(*arguments)`` launches; places stand for tensors among the arguments."""
+
+    run: Callable[..., Any]
+    arguments: list[Any]
+
+    @property
+    def places(self) -> set[int]:
+        """Of its tensors."""
+        return {x for x in self.arguments if isinstance(x, _Place)}
+
+
+class _Recording(TorchDispatchMode):
+    """Follows the tensors of one run of an implementation."""
+
+    def __init__(self, inputs: tuple[Any, ...]) -> None:
+        super().__init__()
+        self._inputs = inputs
+        self._allocated: list[Tensor] = []
+        self._launches: list[_Launch] = []
+        self._only_launches = True
+        self._places = {id(x): _Place(i) for i, x in enumerate(inputs) if isinstance(x, Tensor)}
+        # An id is a tensor's own while it lives.
+        self._alive: list[object] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        self._alive.append(result)
+        if func.overloadpacket.__name__ in _ALLOCATIONS:
+            self._places[id(result)] = _Place(len(self._inputs) + len(self._allocated))
+            self._allocated.append(result)
+        elif id(args[0]) in self._places and _is_view_of_all(func, result, args[0]):
+            self._places[id(result)] = self._places[id(args[0])]
+        else:
+            self._only_launches = False
+        return result
+
+    def add_launch(self, run: Callable[..., Any], arguments: list[Any]) -> None:
+        """Adds ``run(*arguments)``."""
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        self._only_launches &= all(id(x) in self._places for x in tensors)
+        if self._only_launches:
+            placed = [self._places[id(x)] if isinstance(x, Tensor) else x for x in arguments]
+            self._launches.append(_Launch(run, placed))
+
+    def replay(self, outputs: Tensor | tuple[Tensor, ...]) -> "_Replay | None":
+        """What does the same for other inputs; None where there was more to do than to launch.
+
+        Args:
+            outputs: what the implementation returned.
+        """
+        several = outputs if isinstance(outputs, tuple) else (outputs,)
+        returned = [self._places.get(id(x), -1) for x in several]
+        first = len(self._inputs)
+        if not self._only_launches or min(returned) < first:
+            return None
+        # An output is allocated as it is returned, not as the memory that it views.
+        memory = dict(enumerate(self._allocated, first)) | dict(zip(returned, several, strict=True))
+        return _Replay(memory, self._launches, returned)
+
+
+def _is_view_of_all(func: Any, result: object, source: Tensor) -> bool:
+    """Whether an operation returned all memory of its first argument, and changed nothing."""
+    if not isinstance(result, Tensor) or func._schema.is_mutable:
+        return False
+    extent, whole = ((x.data_ptr(), x.numel(), x.dtype) for x in (result, source))
+    return extent == whole
+
+
+class _Step(NamedTuple):
+    """A launch of a replay.
+
+    needs: what allocates memory that no launch before it uses, by its place.
+    run: takes a kernel's arguments.
+    arguments: picks them from all tensors and constants.
+    leaves: places of memory that no launch after it uses.
+    """
+
+    needs: list[tuple[int, Callable[[], Tensor]]]
+    run: Callable[..., Any]
+    arguments: Callable[[list[Any]], tuple[Any, ...]]
+    leaves: list[int]
+
+
+class _Replay:
+    """Repeats launches for other inputs.
+
+    Args:
+        memory: what to allocate, by its place.
+        launches: what to repeat.
+        returned: places of the outputs.
+    """
+
+    def __init__(
+        self, memory: dict[int, Tensor], launches: list[_Launch], returned: list[int]
+    ) -> None:
+        self._device = memory[returned[0]].device
+        allocate = {place: _allocation_like(tensor) for place, tensor in memory.items()}
+        self._outputs = [(place, allocate.pop(place)) for place in returned]
+        self._take_outputs = itemgetter(*returned)
+        first = min(memory)
+        # What follows the inputs in the list of all tensors and constants.
+        self._others: list[Any] = [None] * len(memory)
+        self._steps: list[_Step] = []
+        for number, launch in enumerate(launches):
+            later = set().union(*(other.places for other in launches[number + 1 :]))
+            of_step = launch.places & memory.keys() - set(returned)
+            positions = []
+            for x in launch.arguments:
+                positions.append(x if isinstance(x, _Place) else first + len(self._others))
+                if not isinstance(x, _Place):
+                    self._others.append(x)
+            self._steps.append(
+                _Step(
+                    needs=[(x, allocate.pop(x)) for x in of_step & allocate.keys()],
+                    run=launch.run,
+                    arguments=itemgetter(*positions),
+                    leaves=list(of_step - later),
+                )
+            )
+
+    def __call__(self, *inputs: Any) -> Any:
+        from softattn.kernels import launching
+
+        everything = [*inputs, *self._others]
+        with launching.on_device(self._device):
+            for place, allocate in self._outputs:
+                everything[place] = allocate()
+            for needs, run, arguments, leaves in self._steps:
+                for place, allocate in needs:
+                    everything[place] = allocate()
+                run(*arguments(everything))
+                for place in leaves:
+                    everything[place] = None
+        return self._take_outputs(everything)
+
+
+def _allocation_like(tensor: Tensor) -> Callable[[], Tensor]:
+    """What allocates memory of the shape, strides, dtype and device of a tensor."""
+    return functools.partial(
+        torch.empty_strided,
+        tuple(tensor.shape),
+        tensor.stride(),
+        dtype=tensor.dtype,
+        device=tensor.device,
+    )
