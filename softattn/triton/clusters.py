@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from softattn.triton.registration import center_of
+from softattn.triton.registration import center_of, operator, shapes_of
 
 
-@torch.library.custom_op("softattn::nearest_landmarks", mutates_args=())
+@operator
 def nearest_landmarks(
     tokens: Tensor,
     landmarks: Tensor,
@@ -26,12 +26,12 @@ def nearest_landmarks(
     )
 
 
-@nearest_landmarks.register_fake
+@shapes_of(nearest_landmarks)
 def _(tokens, landmarks, key_padding_mask, landmark_padding_mask):  # type: ignore[no-untyped-def]
     return tokens.new_empty(tokens.shape[:-1], dtype=torch.long)
 
 
-@torch.library.custom_op("softattn::labels_and_places", mutates_args=())
+@operator
 def labels_and_places(
     tokens: Tensor,
     landmarks: Tensor,
@@ -56,7 +56,7 @@ def labels_and_places(
     )
 
 
-@labels_and_places.register_fake
+@shapes_of(labels_and_places)
 def _(tokens, landmarks, center, direction, *masks):  # type: ignore[no-untyped-def]
     shape = tokens.shape[:-1]
     return (
@@ -65,7 +65,7 @@ def _(tokens, landmarks, center, direction, *masks):  # type: ignore[no-untyped-
     )
 
 
-@torch.library.custom_op("softattn::cluster_sums", mutates_args=())
+@operator
 def sums_and_numbers(tokens: Tensor, labels: Tensor, m: int) -> Tensor:
     """``cluster_sums`` as one tensor, (batch, heads, m, d + 1)."""
     from softattn import kernels
@@ -73,7 +73,7 @@ def sums_and_numbers(tokens: Tensor, labels: Tensor, m: int) -> Tensor:
     return kernels.cluster_sums(tokens, labels, m)
 
 
-@sums_and_numbers.register_fake
+@shapes_of(sums_and_numbers)
 def _(tokens, labels, m):  # type: ignore[no-untyped-def]
     *outer, _, d = tokens.shape
     return tokens.new_empty((*outer, m, d + 1), dtype=torch.float32)

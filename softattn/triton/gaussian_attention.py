@@ -91,8 +91,8 @@ def gaussian_attention_gradient(
     partial_values = tokens_to_landmarks(keys, query, grad, row_shift=queries.row_shift, **common)
     grad_value = add_stretches(partial_values, value.dtype)
     if key is None:
-        grad_key = add_stretches(partial)
-        return grad_key.add_(grad_query).to(query.dtype), query.new_empty(0), grad_value
+        grad_query = add_stretches(partial, query.dtype, start=grad_query)
+        return grad_query, query.new_empty(0), grad_value
     return grad_query, add_stretches(partial, key.dtype), grad_value
 
 

@@ -146,7 +146,7 @@ def landmark_attention_gradient(
 
     dK is empty in self-attention, dw without weights.
     """
-    from softattn.kernels import KeyTerms, add_stretches
+    from softattn.kernels import KeyTerms
 
     forward = _Forward(
         query=query,
@@ -167,13 +167,13 @@ def landmark_attention_gradient(
     through = _through_output(forward, grad)
     grad_sums, grad_middle = _through_landmarks(forward, through, group)
     keys = KeyTerms(value, grad_sums, forward.key_weights, through.key_weights)
-    of_query, of_keys, partial_landmarks = _through_kernel(forward, through.queries, keys)
+    of_query, of_keys, grad_landmarks = _through_kernel(forward, through.queries, keys)
     assert of_keys.values is not None
     return (
         of_query,
         query.new_empty(0) if key is None else of_keys.tokens,
         of_keys.values,
-        add_stretches(partial_landmarks, landmarks.dtype),
+        grad_landmarks,
         grad_middle,
         or_empty(of_keys.key_weights, query),
     )
@@ -305,11 +305,12 @@ def _through_kernel(
     """The last pass over the tokens, which computes P once more for each set of them.
 
     Returns:
-        dQ; dK, dV and dw, where dK is dQ in self-attention; dL for each stretch.
+        dQ; dK, dV and dw, where dK is dQ in self-attention; dL.
     """
-    from softattn.kernels import token_gradient
+    from softattn.kernels import add_stretches, token_gradient
 
     query, key, landmarks, padding = forward.query, forward.key, forward.landmarks, forward.padding
+    dtype = landmarks.dtype
     common: dict[str, Any] = {
         "rate": rate_of(forward.scale),
         "scale": forward.scale,
@@ -319,11 +320,12 @@ def _through_kernel(
         of_tokens = token_gradient(
             query, landmarks, queries=queries, keys=keys, padding=padding, **common
         )
-        return of_tokens.tokens, of_tokens, of_tokens.landmarks
+        return of_tokens.tokens, of_tokens, add_stretches(of_tokens.landmarks, dtype)
     of_queries = token_gradient(query, landmarks, queries=queries, keys=None, **common)
     of_keys = token_gradient(key, landmarks, queries=None, keys=keys, padding=padding, **common)
-    of_landmarks = torch.cat([of_queries.landmarks, of_keys.landmarks], 2)
-    return of_queries.tokens, of_keys, of_landmarks
+    through_queries = add_stretches(of_queries.landmarks)
+    grad_landmarks = add_stretches(of_keys.landmarks, dtype, start=through_queries)
+    return of_queries.tokens, of_keys, grad_landmarks
 
 
 def landmark_weights(
@@ -378,7 +380,7 @@ def landmark_weights_gradient(
         grad_sums = matmul(middle.mT, grad_weights)
         grad_middle = matmul(grad_weights, sums.mT)
     if partial_middle is not None:
-        grad_middle -= kernels.add_stretches(partial_middle)
+        grad_middle = kernels.add_stretches(partial_middle, start=grad_middle, subtract=True)
     return kernels.LandmarkWeightsGradient(
         kernels.weights_in_pieces(grad_sums, d_v, dtype), grad_middle
     )

@@ -149,7 +149,7 @@ def near_field_attention_gradient(
         gradient.tokens,
         gradient.values,
         add_stretches(gradient.landmarks, landmarks.dtype),
-        grad_middle.sub_(add_stretches(gradient.middle)),
+        add_stretches(gradient.middle, start=grad_middle, subtract=True),
     )
 
 

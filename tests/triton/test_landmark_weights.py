@@ -98,12 +98,18 @@ def test_gradient(device, stretches, m, d_v, ones, dtype, seed, diagonal):
 
 @pytest.mark.parametrize("stretches", [1, 2, 33, 70])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_add_stretches(device, stretches, dtype):
+@pytest.mark.parametrize("sign", [None, 1, -1])
+def test_add_stretches(device, stretches, dtype, sign):
     partial = normal(2, 1, stretches, 5, 7, seed=0).float().to(device)
-    total = kernels.add_stretches(partial, dtype)
+    start = normal(2, 1, 5, 7, seed=1).to(device, dtype)
+    options = {} if sign is None else {"start": start, "subtract": sign < 0}
+    total = kernels.add_stretches(partial, dtype, **options)
     assert total.dtype == dtype and total.shape == (2, 1, 5, 7)
     truth = partial.double().sum(2)
-    rounding = torch.finfo(dtype).eps * truth.abs() + 2.0**-20 * partial.double().abs().sum(2)
+    terms = partial.double().abs().sum(2)
+    if sign is not None:
+        truth, terms = start.double() + sign * truth, start.double().abs() + terms
+    rounding = torch.finfo(dtype).eps * truth.abs() + 2.0**-20 * terms
     assert ((total.double() - truth).abs() <= rounding).all()
 
 

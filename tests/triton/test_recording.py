@@ -74,20 +74,38 @@ def test_self_attention(device, monkeypatch, normalization, padded, dtype):
     assert_replays_give_the_same_bits(attend, device, dtype, monkeypatch)
 
 
-@pytest.mark.parametrize("choices", [{}, {"near_field": 4}, {"normalization": "softmax"}], ids=str)
-def test_calls_that_do_more_than_launch(device, monkeypatch, choices):
-    def attend(query, key, value, landmarks):
-        crossed = None if "near_field" in choices else key
-        return softmax_free_attention(query, crossed, value, landmarks, impl="triton", **choices)
+@pytest.mark.parametrize("normalization", ["token", "softmax"])
+def test_cross_attention(device, monkeypatch, normalization):
+    def attend(*inputs):
+        return softmax_free_attention(*inputs, normalization=normalization, impl="triton")
 
+    assert_replays_give_the_same_bits(attend, device, torch.float32, monkeypatch)
+
+
+def test_near_field(device, monkeypatch):
+    def attend(query, _, value, landmarks):
+        return softmax_free_attention(query, None, value, landmarks, near_field=4, impl="triton")
+
+    assert_replays_give_the_same_bits(attend, device, torch.float32, monkeypatch)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("crossed", [False, True])
+def test_exact_attention(device, monkeypatch, crossed, normalize):
+    def attend(query, key, value, _):
+        key = key if crossed else None
+        return gaussian_attention(query, key, value, normalize=normalize, impl="triton")
+
+    # The gradient of row sums is also computed by PyTorch's operations.
     assert_replays_give_the_same_bits(
-        attend, device, torch.float32, monkeypatch, all_replayed=False
+        attend, device, torch.float32, monkeypatch, all_replayed=not normalize
     )
 
 
-def test_exact_attention(device, monkeypatch):
-    def attend(query, key, value, _):
-        return gaussian_attention(query, key, value, normalize=True, impl="triton")
+def test_inputs_that_are_copied(device, monkeypatch):
+    def attend(query, _, value, landmarks):
+        apart = query.mT.contiguous().mT
+        return softmax_free_attention(apart, None, value, landmarks, impl="triton")
 
     assert_replays_give_the_same_bits(
         attend, device, torch.float32, monkeypatch, all_replayed=False
