@@ -113,7 +113,7 @@ def middle_factor_gradient(
     device = devices.device_of(landmarks.device)
     chosen = configurations.choose("middle_factor_gradient", max(m, d), m, m, torch.float32, device)
     result = torch.empty((batch, heads, m, d), device=landmarks.device, dtype=landmarks.dtype)
-    sums = torch.empty((batch, heads, 2, m), device=landmarks.device) if normalized else None
+    sums = gram.new_empty((batch, heads, 2, m)) if normalized else None
     launching.launch(
         _middle_factor_gradient,
         (batch * heads,),

@@ -148,8 +148,10 @@ class _Recording(TorchDispatchMode):
 
 
 def _is_view_of_all(func: Any, result: object, source: Tensor) -> bool:
-    """Whether an operation returned all memory of its first argument, and changed nothing."""
-    if not isinstance(result, Tensor) or func._schema.is_mutable:
+    """Whether an operation only returned its first argument, or a view of all of it."""
+    if result is source:
+        return not func._schema.is_mutable
+    if not func.is_view or not isinstance(result, Tensor):
         return False
     extent, whole = ((x.data_ptr(), x.numel(), x.dtype) for x in (result, source))
     return extent == whole

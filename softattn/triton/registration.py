@@ -133,7 +133,7 @@ def center_of(tokens: Tensor) -> Tensor | None:
 
 def or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
     """The tensor, or an empty one on the device of ``like``: operators return tensors only."""
-    return torch.empty(0, device=like.device) if tensor is None else tensor
+    return like.new_empty(0, dtype=torch.float32) if tensor is None else tensor
 
 
 def rows_like(columns: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

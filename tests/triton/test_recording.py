@@ -246,6 +246,20 @@ def test_implementations_that_do_more_are_run_every_time(device, implementation)
         assert len(runs) == number
 
 
+def test_operations_on_nothing_are_operations(device):
+    runs = []
+
+    def implementation(x):
+        runs.append(x)
+        # As ranks that add up no sums, and wait for each other all the same.
+        return torch.empty_like(x.clone())
+
+    recorded = Recorded(implementation)
+    for number in range(1, 5):
+        recorded(torch.empty(0, device=device))
+        assert len(runs) == number
+
+
 def test_a_view_of_all_memory_is_repeated(device, monkeypatch):
     kernel = _Kernel()
 
@@ -282,3 +296,24 @@ def test_compiled_kernels_get_what_triton_gives_them(normalization, dtype):
     assert len(first) >= 10 and len(others) == CALLS - 1
     for other in others:
         assert other == first
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_default_dtype_does_not_matter(device, normalization, default):
+    def attend(query, _, value, landmarks):
+        return softmax_free_attention(
+            query, None, value, landmarks, normalization=normalization, impl="triton"
+        )
+
+    inputs = tensors(device, 0)
+    expected = output_and_gradients(attend, inputs)
+    torch.set_default_dtype(default)
+    try:
+        forget_recordings()
+        found = [output_and_gradients(attend, inputs) for _ in range(3)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for actual in found:
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, **EXACT)
