@@ -12,24 +12,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Form = tuple[Any, ...]
 # More are forgotten: sequences of ever new lengths would fill the memory.
 _MOST_FORMS = 4096
 _ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
+_ON_AMD = torch.version.hip is not None
+
+Allocation = Callable[[], Tensor]
 
 
 def form_of(inputs: Sequence[Any]) -> Form:
-    """What an operator's launches follow from: its inputs without the numbers in tensors.
-
-    Triton compiles a kernel again for pointers that are not multiples of 16 bytes.
-    """
+    """What an operator's launches follow from: its inputs without the numbers in tensors."""
     return tuple(
-        (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16 == 0)
-        if isinstance(x, Tensor)
-        else x
+        (x.shape, x.stride(), x.dtype, x.device, _pointer_of(x)) if isinstance(x, Tensor) else x
         for x in inputs
     )
+
+
+def _pointer_of(tensor: Tensor) -> tuple[bool, bool]:
+    """What Triton compiles a kernel for.
+
+    Whether the pointer is a multiple of 16 bytes, and on AMD whether its memory has below 2 GiB.
+    """
+    small = _ON_AMD and tensor.untyped_storage().nbytes() < 2**31
+    return tensor.data_ptr() % 16 == 0, small
 
 
 class Recorded:
@@ -101,34 +109,39 @@ class _Recording(TorchDispatchMode):
 
     def __init__(self, inputs: tuple[Any, ...]) -> None:
         super().__init__()
-        self._inputs = inputs
-        self._allocated: list[Tensor] = []
+        self._inputs = len(inputs)
+        self._allocations: list[Allocation] = []
         self._launches: list[_Launch] = []
         self._only_launches = True
-        self._places = {id(x): _Place(i) for i, x in enumerate(inputs) if isinstance(x, Tensor)}
-        # An id is a tensor's own while it lives.
-        self._alive: list[object] = []
+        # Weak, so that memory is freed as in other runs.
+        self._places = WeakTensorKeyDictionary()
+        for place, x in enumerate(inputs):
+            if isinstance(x, Tensor):
+                self._places[x] = _Place(place)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        self._alive.append(result)
+        source = args[0] if args else None
         if func.overloadpacket.__name__ in _ALLOCATIONS:
-            self._places[id(result)] = _Place(len(self._inputs) + len(self._allocated))
-            self._allocated.append(result)
-        elif id(args[0]) in self._places and _is_view_of_all(func, result, args[0]):
-            self._places[id(result)] = self._places[id(args[0])]
+            self._places[result] = _Place(self._inputs + len(self._allocations))
+            self._allocations.append(_allocation_like(result))
+        elif self._has_place(source) and _is_view_of_all(func, result, source):
+            self._places[result] = self._places[source]
         else:
             self._only_launches = False
         return result
 
+    def _has_place(self, x: object) -> bool:
+        return isinstance(x, Tensor) and x in self._places
+
     def add_launch(self, run: Callable[..., Any], arguments: list[Any]) -> None:
         """Adds ``run(*arguments)``."""
         tensors = [x for x in arguments if isinstance(x, Tensor)]
-        self._only_launches &= all(id(x) in self._places for x in tensors)
+        self._only_launches &= all(x in self._places for x in tensors)
         if self._only_launches:
-            placed = [self._places[id(x)] if isinstance(x, Tensor) else x for x in arguments]
+            placed = [self._places[x] if isinstance(x, Tensor) else x for x in arguments]
             self._launches.append(_Launch(run, placed))
 
     def replay(self, outputs: Tensor | tuple[Tensor, ...]) -> "_Replay | None":
@@ -138,16 +151,16 @@ class _Recording(TorchDispatchMode):
             outputs: what the implementation returned.
         """
         several = outputs if isinstance(outputs, tuple) else (outputs,)
-        returned = [self._places.get(id(x), -1) for x in several]
-        first = len(self._inputs)
-        if not self._only_launches or min(returned) < first:
+        returned = [self._places.get(x, -1) for x in several]
+        if not self._only_launches or min(returned) < self._inputs:
             return None
+        allocations = dict(enumerate(self._allocations, self._inputs))
         # An output is allocated as it is returned, not as the memory that it views.
-        memory = dict(enumerate(self._allocated, first)) | dict(zip(returned, several, strict=True))
-        return _Replay(memory, self._launches, returned)
+        allocations |= zip(returned, map(_allocation_like, several), strict=True)
+        return _Replay(allocations, self._launches, returned, several[0].device)
 
 
-def _is_view_of_all(func: Any, result: object, source: Tensor) -> bool:
+def _is_view_of_all(func: Any, result: Any, source: Any) -> bool:
     """Whether an operation only returned its first argument, or a view of all of it."""
     if result is source:
         return not func._schema.is_mutable
@@ -166,7 +179,7 @@ class _Step(NamedTuple):
     leaves: places of memory that no launch after it uses.
     """
 
-    needs: list[tuple[int, Callable[[], Tensor]]]
+    needs: list[tuple[int, Allocation]]
     run: Callable[..., Any]
     arguments: Callable[[list[Any]], tuple[Any, ...]]
     leaves: list[int]
@@ -176,25 +189,30 @@ class _Replay:
     """Repeats launches for other inputs.
 
     Args:
-        memory: what to allocate, by its place.
+        allocations: of all memory, by their places.
         launches: what to repeat.
         returned: places of the outputs.
+        device: where it runs.
     """
 
     def __init__(
-        self, memory: dict[int, Tensor], launches: list[_Launch], returned: list[int]
+        self,
+        allocations: dict[int, Allocation],
+        launches: list[_Launch],
+        returned: list[int],
+        device: torch.device,
     ) -> None:
-        self._device = memory[returned[0]].device
-        allocate = {place: _allocation_like(tensor) for place, tensor in memory.items()}
-        self._outputs = [(place, allocate.pop(place)) for place in returned]
+        self._device = device
+        first = min(allocations)
+        self._outputs = [(place, allocations.pop(place)) for place in returned]
         self._take_outputs = itemgetter(*returned)
-        first = min(memory)
+        own = set(allocations)
         # What follows the inputs in the list of all tensors and constants.
-        self._others: list[Any] = [None] * len(memory)
+        self._others: list[Any] = [None] * (len(own) + len(returned))
         self._steps: list[_Step] = []
         for number, launch in enumerate(launches):
             later = set().union(*(other.places for other in launches[number + 1 :]))
-            of_step = launch.places & memory.keys() - set(returned)
+            of_step = launch.places & own
             positions = []
             for x in launch.arguments:
                 positions.append(x if isinstance(x, _Place) else first + len(self._others))
@@ -202,7 +220,7 @@ class _Replay:
                     self._others.append(x)
             self._steps.append(
                 _Step(
-                    needs=[(x, allocate.pop(x)) for x in of_step & allocate.keys()],
+                    needs=[(x, allocations.pop(x)) for x in of_step & allocations.keys()],
                     run=launch.run,
                     arguments=itemgetter(*positions),
                     leaves=list(of_step - later),
@@ -225,7 +243,7 @@ class _Replay:
         return self._take_outputs(everything)
 
 
-def _allocation_like(tensor: Tensor) -> Callable[[], Tensor]:
+def _allocation_like(tensor: Tensor) -> Allocation:
     """What allocates memory of the shape, strides, dtype and device of a tensor."""
     return functools.partial(
         torch.empty_strided,

@@ -139,6 +139,14 @@ def test_strides_and_alignment_are_of_the_form(device):
     assert recording.form_of([x]) != recording.form_of([unaligned])
 
 
+def test_size_of_memory_is_of_the_form_on_amd(monkeypatch):
+    memory = torch.empty(2**31, dtype=torch.uint8)  # never touched
+    part, own = memory[:64], torch.empty(64, dtype=torch.uint8)
+    assert recording.form_of([part]) == recording.form_of([own])
+    monkeypatch.setattr(recording, "_ON_AMD", True)
+    assert recording.form_of([part]) != recording.form_of([own])
+
+
 class _Kernel:
     """target = source + number.
 
@@ -179,6 +187,23 @@ def test_memory_is_freed_after_its_last_launch(device):
         assert recorded(torch.full((3,), number, device=device)).tolist() == 3 * [number + 4]
     # The source of a launch is the target of the one before.
     assert kernel.alive == [0, 1, 1, 1]
+
+
+def test_recording_frees_memory_as_other_runs_do(device):
+    kernel = _Kernel()
+
+    def implementation(x):
+        for _ in range(4):
+            y = torch.empty_like(x)
+            kernel.launch(x, y)
+            x = y
+        return y
+
+    recorded = Recorded(implementation)
+    for number in range(3):
+        kernel.alive.clear()
+        assert recorded(torch.full((3,), number, device=device)).tolist() == 3 * [number + 4]
+        assert kernel.alive == [0, 1, 1, 1]
 
 
 def _computes(kernel, x):
