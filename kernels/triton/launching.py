@@ -119,11 +119,15 @@ def empty_rows(columns: int, like: Tensor, dtype: torch.dtype | None = None) -> 
         dtype: of the result; that of ``like`` by default.
     """
     batch, heads, rows, _ = like.shape
-    dtype = dtype or like.dtype
+    head, row = rows * columns, columns
     if like.stride(1) < like.stride(2) and heads * columns <= _FARTHEST_ROW:
-        shape = (batch, rows, heads, columns)
-        return torch.empty(shape, device=like.device, dtype=dtype).transpose(1, 2)
-    return torch.empty((batch, heads, rows, columns), device=like.device, dtype=dtype)
+        head, row = columns, heads * columns
+    return torch.empty_strided(
+        (batch, heads, rows, columns),
+        (heads * rows * columns, head, row, 1),
+        device=like.device,
+        dtype=dtype or like.dtype,
+    )
 
 
 def padding_argument(mask: Tensor | None) -> Tensor | None:

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from softattn.common.ridge import is_above_rounding
-from softattn.triton.clusters import cluster_sums, labels_and_places, nearest_landmarks
+from softattn.triton.clusters import cluster_sums
+from softattn.triton.clusters import labels_and_places as _labels_and_places
+from softattn.triton.clusters import nearest_landmarks as _nearest_landmarks
 from softattn.triton.gaussian_attention import gaussian_attention as _exact
 from softattn.triton.gaussian_kernel import gaussian_kernel as gram
 from softattn.triton.key_weights import with_weights
@@ -81,6 +83,31 @@ def weigh_keys(
     """See ``Backend.weigh_keys``."""
     keys, weights = with_weights(keys, _words(key_padding_mask), scale)
     return keys, weights.unsqueeze(-1)
+
+
+def nearest_landmarks(
+    tokens: Tensor,
+    landmarks: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> Tensor:
+    """See ``Backend.nearest_landmarks``."""
+    masks = _words(key_padding_mask), _words(landmark_padding_mask)
+    return _nearest_landmarks(tokens, landmarks, *masks)
+
+
+def labels_and_places(
+    tokens: Tensor,
+    landmarks: Tensor,
+    center: Tensor,
+    direction: Tensor,
+    key_padding_mask: Tensor | None,
+    landmark_padding_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See ``Backend.labels_and_places``."""
+    masks = _words(key_padding_mask), _words(landmark_padding_mask)
+    labels, places = _labels_and_places(tokens, landmarks, center, direction, *masks)
+    return labels, places
 
 
 def gaussian_attention(

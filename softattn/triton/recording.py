@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Form = tuple[Any, ...]
-# More are forgotten: sequences of ever new lengths would fill the memory.
-_MOST_FORMS = 4096
+# More are forgotten: sequences of ever new lengths would fill the memory, with some 50 KiB each.
+_MOST_FORMS = 1024
 _ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 _ON_AMD = torch.version.hip is not None
 
@@ -57,7 +57,7 @@ class Recorded:
         form = form_of(inputs)
         run = self._runs.get(form)
         if run is None:
-            if len(self._runs) == _MOST_FORMS:
+            if len(self._runs) >= _MOST_FORMS:
                 self._runs.clear()
             self._runs[form] = functools.partial(self._record, form)
             run = self._implementation

@@ -90,8 +90,9 @@ def register_gradient(operator: Any, gradient: Any) -> None:
         ctx.mark_non_differentiable(*outputs[1:])
 
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        gradients = gradient(grad, *ctx.saved_tensors, *ctx.options)
-        of_tensors = zip(gradients, ctx.saved_tensors, strict=False)
+        saved = ctx.saved_tensors  # activation checkpointing lets them be read once
+        gradients = gradient(grad, *saved, *ctx.options)
+        of_tensors = zip(gradients, saved, strict=False)
         returned = [None if tensor is None else gradient for gradient, tensor in of_tensors]
         return (*returned, *(None,) * (ctx.number - len(returned)))
 

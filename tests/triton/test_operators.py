@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from support.strategies import NORMALIZATIONS, normal
+from torch.utils.checkpoint import checkpoint
 
 import softattn
 from softattn import SoftmaxFreeAttention, explain_impl, softmax_free_attention
@@ -276,6 +277,29 @@ class TestExplainImpl:
         assert explain_impl(x, impl="eager").name == "eager"
         with pytest.raises(ValueError, match="impl must be one of"):
             explain_impl(x, impl="cuda")
+
+
+@pytest.mark.parametrize("near_field", [1, 4])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(device, near_field, use_reentrant):
+    layer = SoftmaxFreeAttention(16, 2, near_field=near_field, impl="triton", device=device)
+    (x,) = tensors(device, (2, 4, 5, 16))
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
+    for _ in range(3):
+        x.grad = None
+        checkpoint(layer, x, use_reentrant=use_reentrant).square().sum().backward()
+        assert torch.equal(x.grad, expected)
+
+
+def test_output_stored_as_a_layers_tokens_can_be_changed_in_place(device):
+    heads_last = normal(1, 5, 2, 4, seed=0).to(device, torch.float32).transpose(1, 2)
+    with torch.no_grad():
+        output = softmax_free_attention(
+            heads_last, None, heads_last, heads_last[:, :, :2], impl="triton"
+        )
+    expected = 2 * output
+    factor = torch.full((), 2.0, device=device, requires_grad=True)
+    assert torch.equal(output.mul_(factor), expected)
 
 
 def test_torch_func_is_refused_in_words(device):
