@@ -226,7 +226,7 @@ _FORMULAS = {
     "gaussian_attention_gradient": _gaussian_attention_gradient,
     "nearest_landmarks": _nearest_landmarks,
     "labels_and_places": _labels_and_places,
-    "cluster_sums": _cluster_sums,
+    "sums_and_numbers": _cluster_sums,
     "middle_factor_gradient": _middle_factor_gradient,
     "gaussian_kernel": _gaussian_kernel,
     "gaussian_kernel_gradient": _gaussian_kernel_gradient,
