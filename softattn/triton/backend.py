@@ -85,29 +85,16 @@ def weigh_keys(
     return keys, weights.unsqueeze(-1)
 
 
-def nearest_landmarks(
-    tokens: Tensor,
-    landmarks: Tensor,
-    key_padding_mask: Tensor | None,
-    landmark_padding_mask: Tensor | None,
-) -> Tensor:
+def nearest_landmarks(tokens: Tensor, landmarks: Tensor, *masks: Tensor | None) -> Tensor:
     """See ``Backend.nearest_landmarks``."""
-    masks = _words(key_padding_mask), _words(landmark_padding_mask)
-    return _nearest_landmarks(tokens, landmarks, *masks)
+    return _nearest_landmarks(tokens, landmarks, *map(_words, masks))
 
 
 def labels_and_places(
-    tokens: Tensor,
-    landmarks: Tensor,
-    center: Tensor,
-    direction: Tensor,
-    key_padding_mask: Tensor | None,
-    landmark_padding_mask: Tensor | None,
+    tokens: Tensor, landmarks: Tensor, center: Tensor, direction: Tensor, *masks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See ``Backend.labels_and_places``."""
-    masks = _words(key_padding_mask), _words(landmark_padding_mask)
-    labels, places = _labels_and_places(tokens, landmarks, center, direction, *masks)
-    return labels, places
+    return _labels_and_places(tokens, landmarks, center, direction, *map(_words, masks))
 
 
 def gaussian_attention(

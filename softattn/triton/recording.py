@@ -5,6 +5,7 @@ inputs. Working them out takes the host several times as long as launching.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Form = tuple[Any, ...]
-# More are forgotten: sequences of ever new lengths would fill the memory, with some 50 KiB each.
+# More are forgotten: sequences of ever new lengths would fill the memory.
 _MOST_FORMS = 1024
 _ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 _ON_AMD = torch.version.hip is not None
@@ -139,7 +140,7 @@ class _Recording(TorchDispatchMode):
     def add_launch(self, run: Callable[..., Any], arguments: list[Any]) -> None:
         """Adds ``run(*arguments)``."""
         tensors = [x for x in arguments if isinstance(x, Tensor)]
-        self._only_launches &= all(x in self._places for x in tensors)
+        self._only_launches &= all(map(self._has_place, tensors))
         if self._only_launches:
             placed = [self._places[x] if isinstance(x, Tensor) else x for x in arguments]
             self._launches.append(_Launch(run, placed))
@@ -202,7 +203,9 @@ class _Replay:
         returned: list[int],
         device: torch.device,
     ) -> None:
-        self._device = device
+        from softattn.kernels import launching
+
+        self._on_device = functools.partial(launching.on_device, device)
         first = min(allocations)
         self._outputs = [(place, allocations.pop(place)) for place in returned]
         self._take_outputs = itemgetter(*returned)
@@ -213,11 +216,10 @@ class _Replay:
         for number, launch in enumerate(launches):
             later = set().union(*(other.places for other in launches[number + 1 :]))
             of_step = launch.places & own
-            positions = []
-            for x in launch.arguments:
-                positions.append(x if isinstance(x, _Place) else first + len(self._others))
-                if not isinstance(x, _Place):
-                    self._others.append(x)
+            constants = [x for x in launch.arguments if not isinstance(x, _Place)]
+            after = itertools.count(first + len(self._others))
+            positions = [x if isinstance(x, _Place) else next(after) for x in launch.arguments]
+            self._others += constants
             self._steps.append(
                 _Step(
                     needs=[(x, allocations.pop(x)) for x in of_step & allocations.keys()],
@@ -228,10 +230,8 @@ class _Replay:
             )
 
     def __call__(self, *inputs: Any) -> Any:
-        from softattn.kernels import launching
-
         everything = [*inputs, *self._others]
-        with launching.on_device(self._device):
+        with self._on_device():
             for place, allocate in self._outputs:
                 everything[place] = allocate()
             for needs, run, arguments, leaves in self._steps:
